@@ -1,0 +1,419 @@
+"""The nouns: channel groups, widths, and which positions of which tensor belong to which group. Plain Python, no torch.
+
+A subnet is the same model with some tensors cut shorter. Everything needed to cut, cost and check one is written here
+as data: an `Axis` says for each position of a tensor axis which group it belongs to and at which rank; the position is
+kept when `rank < width`.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import chain
+from typing import Any
+
+from autoslim.errors import SpaceError, nearest
+
+
+class Widths(Mapping[str, int]):
+    """Group name -> number of channels kept; immutable and hashable."""
+
+    __slots__ = ("_hash", "_items")
+
+    def __init__(self, items: Mapping[str, int] | Iterable[tuple[str, int]] = ()):
+        self._items = dict(items)
+        self._hash: int | None = None
+
+    def __getitem__(self, name: str) -> int:
+        return self._items[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._items)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __hash__(self) -> int:
+        if self._hash is None:
+            self._hash = hash(frozenset(self._items.items()))
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        return self._items == (other._items if isinstance(other, Widths) else other)
+
+    def __repr__(self) -> str:
+        return f"Widths({self._items})"
+
+    def replaced(self, name: str, width: int) -> Widths:
+        """The same widths with one group set to `width`."""
+        return Widths({**self._items, name: width})
+
+    def to_json(self) -> str:
+        """A JSON object, group name -> width, in the order of the space."""
+        return json.dumps(self._items, indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Widths:
+        """Read what `to_json` wrote; `SpaceError` if it is anything else."""
+        try:
+            items = json.loads(text)
+        except ValueError as error:
+            raise SpaceError(f"widths are not valid JSON: {error}") from error
+        if not isinstance(items, dict) or not all(type(width) is int for width in items.values()):
+            raise SpaceError("widths must be a JSON object of group name -> whole number")
+        return cls(items)
+
+
+@dataclass(frozen=True)
+class ChannelGroup:
+    """Channels that are cut together: all tensors tied to them share one width.
+
+    `name` is the first layer that produces them, `choices` the ascending widths that may be used, the last one `size`.
+    """
+
+    name: str
+    size: int
+    choices: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not self.choices or list(self.choices) != sorted(set(self.choices)) or self.choices[0] < 1:
+            raise SpaceError(f"group {self.name!r}: choices must ascend from at least 1, got {self.choices}")
+        if self.choices[-1] != self.size:
+            raise SpaceError(f"group {self.name!r}: the last choice must be its size {self.size}, got {self.choices}")
+
+    @property
+    def is_slimmable(self) -> bool:
+        """True when there is more than one width to choose from."""
+        return len(self.choices) > 1
+
+
+@dataclass(frozen=True)
+class Span:
+    """`count * repeat` neighbouring positions of an axis: position i has rank `start + (i // repeat) * step`.
+
+    `group` None marks positions that are always kept.
+    """
+
+    group: str | None
+    count: int
+    start: int = 0
+    repeat: int = 1
+    step: int = 1
+
+    @property
+    def size(self) -> int:
+        """Number of positions."""
+        return self.count * self.repeat
+
+    def kept(self, widths: Mapping[str, int]) -> int:
+        """How many of the positions remain; they are always the first ones of the span."""
+        if self.group is None:
+            return self.size
+        below = -((self.start - widths[self.group]) // self.step)  # ceil((width - start) / step)
+        return max(0, min(self.count, below)) * self.repeat
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis of a tensor as consecutive spans. Kept positions keep their order."""
+
+    spans: tuple[Span, ...]
+
+    @classmethod
+    def fixed(cls, size: int) -> Axis:
+        """An axis of which nothing is ever cut."""
+        return cls((Span(None, size),))
+
+    @classmethod
+    def from_ranks(cls, ranks: Iterable[tuple[str, int] | None]) -> Axis:
+        """Compress one (group, rank) or None (always kept) per position into spans."""
+        runs: list[tuple[str | None, int, int]] = []  # group, rank, repeat
+        for entry in ranks:
+            group, rank = entry if entry is not None else (None, 0)
+            if runs and runs[-1][:2] == (group, rank):
+                runs[-1] = (group, rank, runs[-1][2] + 1)
+            else:
+                runs.append((group, rank, 1))
+        spans: list[Span] = []
+        for group, rank, repeat in runs:
+            last = spans[-1] if spans else None
+            if last and group is not None and (last.group, last.repeat) == (group, repeat):
+                step = rank - last.start if last.count == 1 else last.step
+                if step > 0 and rank == last.start + last.count * step:
+                    spans[-1] = replace(last, count=last.count + 1, step=step)
+                    continue
+            spans.append(Span(group, 1, rank, repeat) if group is not None else Span(None, repeat))
+        return cls(tuple(spans))
+
+    @cached_property
+    def size(self) -> int:
+        """Number of positions when nothing is cut."""
+        return sum(span.size for span in self.spans)
+
+    @cached_property
+    def groups(self) -> frozenset[str]:
+        """Names of the groups that cut this axis."""
+        return frozenset(span.group for span in self.spans if span.group is not None)
+
+    def kept(self, widths: Mapping[str, int]) -> int:
+        """Number of positions that remain."""
+        return sum(span.kept(widths) for span in self.spans)
+
+    def positions(self, widths: Mapping[str, int]) -> range | tuple[int, ...]:
+        """The positions that remain, ascending; a `range` from 0 when they are a prefix."""
+        pieces, offset = [], 0
+        for span in self.spans:
+            pieces.append(range(offset, offset + span.kept(widths)))
+            offset += span.size
+        total = sum(map(len, pieces))
+        last = max((piece.stop for piece in pieces if len(piece)), default=0)
+        return range(total) if last == total else tuple(chain(*pieces))
+
+    def without(self, groups: Iterable[str]) -> Axis:
+        """The axis with the positions of `groups` always kept."""
+        frozen = set(groups)
+        if not self.groups & frozen:
+            return self
+        return Axis(tuple(Span(None, span.size) if span.group in frozen else span for span in self.spans))
+
+    def to_list(self) -> list[Any]:
+        """Spans as short lists for JSON; a plain number is a fixed span."""
+        return [s.size if s.group is None else [s.group, s.count, s.start, s.repeat, s.step] for s in self.spans]
+
+    @classmethod
+    def from_list(cls, spans: list[Any]) -> Axis:
+        """Read what `to_list` wrote."""
+        return cls(tuple(Span(None, s) if isinstance(s, int) else Span(*s) for s in spans))
+
+
+@dataclass(frozen=True)
+class Operation:
+    """A convolution, linear layer or matrix product: its MACs are `scale` times the kept sizes of `factors`.
+
+    `outputs` and `output_scale` give the number of elements of its result in the same way. `name` is the module.
+    """
+
+    name: str
+    kind: str  # "conv", "linear" (its weight is a parameter) or "matmul" (both sides are activations)
+    scale: int
+    factors: tuple[Axis, ...]
+    output_scale: int
+    outputs: tuple[Axis, ...]
+    is_cuttable: bool = False  # its output channels can be cut
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """A number stored in a module that follows the widths, such as `groups` of a depthwise convolution.
+
+    With one axis and `is_tuple` False the value is a number, else a tuple with a number for each axis.
+    """
+
+    module: str
+    name: str
+    axes: tuple[Axis, ...]
+    is_tuple: bool = False
+
+    def value(self, widths: Mapping[str, int]) -> int | tuple[int, ...]:
+        """What the attribute must be for `widths`."""
+        values = tuple(axis.kept(widths) for axis in self.axes)
+        return values if self.is_tuple else values[0]
+
+
+@dataclass(frozen=True)
+class Note:
+    """A layer that cannot be slimmed, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class ChannelSpace:
+    """All channel groups of a model, the tensors they cut, and what could not be slimmed.
+
+    `groups` may be given as a mapping or as an iterable of `ChannelGroup`. `parameters` and `buffers` hold the axes of
+    every tensor of the model, under its first name when it is shared.
+    """
+
+    groups: Mapping[str, ChannelGroup]
+    parameters: Mapping[str, tuple[Axis, ...]] = field(default_factory=dict, repr=False)
+    buffers: Mapping[str, tuple[Axis, ...]] = field(default_factory=dict, repr=False)
+    operations: tuple[Operation, ...] = field(default=(), repr=False)
+    attributes: tuple[Attribute, ...] = field(default=(), repr=False)
+    notes: tuple[Note, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.groups, Mapping):
+            object.__setattr__(self, "groups", {group.name: group for group in self.groups})
+
+    def full(self) -> Widths:
+        """Every group at its size: the user's own network."""
+        return Widths((name, group.size) for name, group in self.groups.items())
+
+    def smallest(self) -> Widths:
+        """Every group at its smallest choice."""
+        return Widths((name, group.choices[0]) for name, group in self.groups.items())
+
+    def uniform(self, ratio: float) -> Widths:
+        """Every group at the choice nearest to `ratio` times its size; of two equally near the wider."""
+        if not 0 < ratio <= 1:
+            raise SpaceError(f"a width ratio must lie in (0, 1], got {ratio}")
+        return Widths(
+            (name, min(reversed(group.choices), key=lambda choice: abs(choice - ratio * group.size)))
+            for name, group in self.groups.items()
+        )
+
+    def sample(self, rng: random.Random) -> Widths:
+        """An independent, uniformly drawn choice for each group."""
+        return Widths((name, rng.choice(group.choices)) for name, group in self.groups.items())
+
+    def narrowed(self, widths: Widths, group: str) -> Widths | None:
+        """`widths` with `group` at its next lower choice, or None when it is at the lowest."""
+        lower = [choice for choice in self.groups[group].choices if choice < widths[group]]
+        return widths.replaced(group, lower[-1]) if lower else None
+
+    def check(self, widths: Mapping[str, int]) -> None:
+        """Raise `SpaceError`, naming group and choices, unless every width is a choice of its group."""
+        for name in widths:
+            if name not in self.groups:
+                raise SpaceError(f"no channel group {name!r}; {nearest(name, self.groups)}")
+        for name, group in self.groups.items():
+            if name not in widths:
+                raise SpaceError(f"the width of group {name!r} is missing")
+            if widths[name] not in group.choices:
+                raise SpaceError(f"group {name!r} cannot have width {widths[name]}; choices: {_short(group.choices)}")
+
+    def with_choices(self, bins: int = 12, divisor: int = 8, min_ratio: float = 1 / 6) -> ChannelSpace:
+        """Thin the choices out to about `bins` steps that are multiples of `divisor`, none below `min_ratio` of the size.
+
+        A bin is `max(divisor, divisor * round(size / bins / divisor))` channels, counted down from the size (the
+        published channel lists obey this). Where the model allows fewer widths (a grouped convolution), the nearest
+        allowed ones are taken.
+        """
+        if bins < 1 or divisor < 1 or not 0 < min_ratio <= 1:
+            raise SpaceError(
+                f"bins and divisor must be at least 1 and min_ratio in (0, 1], got bins={bins}, divisor={divisor}, "
+                f"min_ratio={min_ratio}"
+            )
+        groups = {name: _binned(group, bins, divisor, min_ratio) for name, group in self.groups.items()}
+        return replace(self, groups=groups)
+
+    def frozen(self, names: Mapping[str, str]) -> ChannelSpace:
+        """The space without the groups in `names`; their layers are noted with the reason given for the group."""
+        notes = list(self.notes)
+        noted = {note.name for note in notes}
+        operations = []
+        for operation in self.operations:
+            reasons = [names[g] for axis in operation.outputs for g in sorted(axis.groups) if g in names]
+            if reasons and operation.name not in noted and operation.kind != "matmul":
+                noted.add(operation.name)
+                notes.append(Note(operation.name, reasons[0]))
+            outputs = tuple(axis.without(names) for axis in operation.outputs)
+            operations.append(
+                replace(
+                    operation,
+                    factors=tuple(axis.without(names) for axis in operation.factors),
+                    outputs=outputs,
+                    is_cuttable=operation.is_cuttable and any(axis.groups for axis in outputs),
+                )
+            )
+
+        def thawed(tensors: Mapping[str, tuple[Axis, ...]]) -> dict[str, tuple[Axis, ...]]:
+            return {key: tuple(axis.without(names) for axis in axes) for key, axes in tensors.items()}
+
+        attributes = (replace(a, axes=tuple(axis.without(names) for axis in a.axes)) for a in self.attributes)
+        return ChannelSpace(
+            groups={name: group for name, group in self.groups.items() if name not in names},
+            parameters=thawed(self.parameters),
+            buffers=thawed(self.buffers),
+            operations=tuple(operations),
+            attributes=tuple(a for a in attributes if any(axis.groups for axis in a.axes)),
+            notes=tuple(notes),
+        )
+
+    def to_json(self) -> str:
+        """Everything, as JSON; `from_json` gives back an equal space."""
+        tensors = {
+            kind: {key: [axis.to_list() for axis in axes] for key, axes in getattr(self, kind).items()}
+            for kind in ("parameters", "buffers")
+        }
+        record = {
+            "format": 1,
+            "groups": [{"name": g.name, "size": g.size, "choices": list(g.choices)} for g in self.groups.values()],
+            **tensors,
+            "operations": [
+                {
+                    "name": o.name,
+                    "kind": o.kind,
+                    "scale": o.scale,
+                    "factors": [axis.to_list() for axis in o.factors],
+                    "output_scale": o.output_scale,
+                    "outputs": [axis.to_list() for axis in o.outputs],
+                    "is_cuttable": o.is_cuttable,
+                }
+                for o in self.operations
+            ],
+            "attributes": [
+                {"module": a.module, "name": a.name, "axes": [x.to_list() for x in a.axes], "is_tuple": a.is_tuple}
+                for a in self.attributes
+            ],
+            "notes": [{"name": n.name, "reason": n.reason} for n in self.notes],
+        }
+        return json.dumps(record) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> ChannelSpace:
+        """Read what `to_json` wrote; `SpaceError` if it is anything else."""
+        try:
+            record = json.loads(text)
+            if record["format"] != 1:
+                raise SpaceError(f"a space file of format {record['format']!r}; this version reads format 1")
+            groups = [ChannelGroup(g["name"], g["size"], tuple(g["choices"])) for g in record["groups"]]
+            tensors = {
+                kind: {key: _axes(axes) for key, axes in record[kind].items()} for kind in ("parameters", "buffers")
+            }
+            operations = tuple(
+                Operation(**{**o, "factors": _axes(o["factors"]), "outputs": _axes(o["outputs"])})
+                for o in record["operations"]
+            )
+            attributes = tuple(Attribute(**{**a, "axes": _axes(a["axes"])}) for a in record["attributes"])
+            notes = tuple(Note(**note) for note in record["notes"])
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise SpaceError(f"not a channel space: {type(error).__name__}: {error}") from error
+        return cls({g.name: g for g in groups}, tensors["parameters"], tensors["buffers"], operations, attributes, notes)
+
+
+@dataclass(frozen=True)
+class SlimStep:
+    """One greedy decision: `group` lost a bin, which gave `widths` of this `cost` and this `score` (higher is better)."""
+
+    group: str
+    widths: Widths
+    cost: float
+    score: float
+
+
+def _axes(lists: list[Any]) -> tuple[Axis, ...]:
+    return tuple(Axis.from_list(spans) for spans in lists)
+
+
+def _short(choices: tuple[int, ...]) -> str:
+    if len(choices) <= 16:
+        return ", ".join(map(str, choices))
+    return f"{', '.join(map(str, choices[:4]))}, ..., {choices[-1]} ({len(choices)} in all)"
+
+
+def _binned(group: ChannelGroup, bins: int, divisor: int, min_ratio: float) -> ChannelGroup:
+    bin_size = max(divisor, divisor * round(group.size / bins / divisor))
+    lowest = min_ratio * group.size
+    allowed = [choice for choice in group.choices if choice >= lowest]
+    multiples = [choice for choice in allowed if choice % divisor == 0 and choice < group.size]
+    allowed = multiples or allowed[:-1]  # a group without multiples of the divisor keeps the widths it has
+    targets = [target for target in range(group.size - bin_size, 0, -bin_size) if target >= lowest]
+    # ties go to the narrower width, so that a size that is no multiple of the divisor is first cut down to one
+    chosen = {min(allowed, key=lambda choice: (abs(choice - target), choice)) for target in targets if allowed}
+    return replace(group, choices=(*sorted(chosen), group.size))
