@@ -1,0 +1,132 @@
+"""BatchNorm statistics: exact ones for a net that is done, those of the batch while searching."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from autoslim.errors import DataError
+from autoslim.trace import split_input
+
+
+class _Reached(Exception):
+    """Stops a forward pass at the layer being measured."""
+
+
+def recalibrate_batchnorm(model: nn.Module, batches: Iterable[Any]) -> None:
+    """Set running mean and variance to those of `batches` (about 1,000 training images), in place.
+
+    Layer after layer, each under the final statistics of the layers before it: the result is what the whole population
+    has (variance with divisor n), in evaluation mode, however the images are split into batches. A batch is a tensor, a
+    tuple of arguments or a mapping of keyword arguments. Momentum, affine parameters, modes and everything else stay as
+    they are. Layers that are not reached, or keep no statistics, are left alone. Costs about half a forward pass per
+    BatchNorm layer. (US-Net, section 3.4, where the average over batches is cumulative.)
+    """
+    batches = [batch[0] if isinstance(batch, (tuple, list)) and _is_labelled(batch) else batch for batch in batches]
+    if not batches:
+        raise DataError("recalibrate_batchnorm needs at least one batch of images")
+    layers = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
+    modes = {module: module.training for module in model.modules()}
+    momenta = {layer: layer.momentum for layer in layers}
+    try:
+        model.eval()
+        with torch.no_grad():
+            for layer, calls in _execution_order(model, layers, batches[0]):
+                _measure(model, layer, calls, batches)
+    finally:
+        for layer in layers:
+            layer.momentum = momenta[layer]
+        for module, mode in modes.items():
+            module.training = mode
+
+
+@contextmanager
+def batch_statistics(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, but BatchNorm normalises with the statistics of the batch; modes are restored.
+
+    Nothing is done about running statistics: run subnets through `Supernet` or `run_subnet`, which work on copies.
+    """
+    modes = {module: module.training for module in model.modules()}
+    try:
+        model.eval()
+        for module in model.modules():
+            if isinstance(module, _BatchNorm):
+                module.training = True
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _is_labelled(batch: Any) -> bool:
+    """(images, labels) as a loader gives them: the labels are integers, and no input of the model."""
+    return len(batch) == 2 and isinstance(batch[1], Tensor) and not batch[1].is_floating_point()
+
+
+def _execution_order(model: nn.Module, layers: list[_BatchNorm], batch: Any) -> list[tuple[_BatchNorm, int]]:
+    """The layers as they are reached, with how often a forward pass calls each."""
+    calls: dict[_BatchNorm, int] = {}
+
+    def count(layer: nn.Module, args: Any) -> None:
+        calls[layer] = calls.get(layer, 0) + 1  # type: ignore[index]
+
+    handles = [layer.register_forward_pre_hook(count) for layer in layers]
+    try:
+        _forward(model, batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return list(calls.items())
+
+
+def _measure(model: nn.Module, layer: _BatchNorm, calls: int, batches: list[Any]) -> None:
+    """Pool mean and variance of what reaches `layer` over all batches (Chan et al. 1979), and store them."""
+    mean = square = torch.zeros((), dtype=torch.float64)
+    count, seen = 0, 0
+
+    def pool(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        nonlocal mean, square, count, seen
+        channels = args[0].detach().transpose(0, 1).flatten(1).double()  # (C, N * positions)
+        size = channels.shape[1]
+        shift = channels.mean(1) - mean
+        total = count + size
+        square = square + channels.var(1, correction=0) * size + shift**2 * (count * size / total)
+        mean, count = mean + shift * (size / total), total
+        seen += 1
+        if seen == calls:
+            raise _Reached
+
+    def start(device: torch.device) -> None:
+        nonlocal mean, square
+        mean, square = mean.to(device), square.to(device)
+
+    assert layer.running_mean is not None
+    assert layer.running_var is not None
+    start(layer.running_mean.device)
+    handle = layer.register_forward_pre_hook(pool)
+    # a layer that is called several times has no statistics of its own yet: it normalises each call by the batch's
+    layer.training, layer.momentum = calls > 1, 0.0
+    try:
+        for batch in batches:
+            seen = 0
+            try:
+                _forward(model, batch)
+            except _Reached:
+                continue
+    finally:
+        handle.remove()
+        layer.training = False
+    layer.running_mean.copy_(mean)
+    layer.running_var.copy_(square / count)
+    if layer.num_batches_tracked is not None:
+        layer.num_batches_tracked.fill_(len(batches))
+
+
+def _forward(model: nn.Module, batch: Any) -> None:
+    args, kwargs = split_input(batch)
+    model(*args, **kwargs)

@@ -1,0 +1,154 @@
+"""What widths cost, in closed form from the trace: no forward pass, no torch. And budgets, as users write them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from math import prod
+
+from autoslim.errors import BudgetError, nearest
+from autoslim.space import Axis, ChannelSpace
+
+Cost = Callable[[Mapping[str, int]], float]
+
+
+class _Products:
+    """A sum of `scale` times the kept sizes of some axes; each distinct axis is measured once per call."""
+
+    def __init__(self, terms: Iterable[tuple[int, tuple[Axis, ...]]]) -> None:
+        index: dict[Axis, int] = {}
+        constant = 0
+        self._terms: list[tuple[int, tuple[int, ...]]] = []
+        for scale, axes in terms:
+            scale *= prod(axis.size for axis in axes if not axis.groups)
+            follows = tuple(index.setdefault(axis, len(index)) for axis in axes if axis.groups)
+            if follows:
+                self._terms.append((scale, follows))
+            else:
+                constant += scale
+        self._axes = list(index)
+        self._constant = constant
+
+    def __call__(self, widths: Mapping[str, int]) -> int:
+        sizes = [axis.kept(widths) for axis in self._axes]
+        return self._constant + sum(scale * prod([sizes[i] for i in follows]) for scale, follows in self._terms)
+
+
+class MacCost:
+    """Multiply-accumulates of convolutions, linear layers and matrix products, for one forward on the example input.
+
+    Equals half of what `torch.utils.flop_counter.FlopCounterMode` counts for the extracted net. The papers call it
+    FLOPs. Biases, normalisation and activations are not counted.
+    """
+
+    unit = "MACs"
+
+    def __init__(self, space: ChannelSpace) -> None:
+        self._sum = _Products((op.scale, op.factors) for op in space.operations)
+
+    def __call__(self, widths: Mapping[str, int]) -> float:
+        return self._sum(widths)
+
+
+class ParamCost:
+    """Number of parameter elements; shared parameters count once."""
+
+    unit = "parameters"
+
+    def __init__(self, space: ChannelSpace) -> None:
+        self._sum = _Products((1, axes) for axes in space.parameters.values())
+
+    def __call__(self, widths: Mapping[str, int]) -> float:
+        return self._sum(widths)
+
+
+class MemoryCost:
+    """The "memory" of the AutoSlim paper: parameters plus the elements of all convolution and linear outputs."""
+
+    unit = "elements"
+
+    def __init__(self, space: ChannelSpace) -> None:
+        outputs = ((op.output_scale, op.outputs) for op in space.operations if op.kind != "matmul")
+        self._sum = _Products([*outputs, *((1, axes) for axes in space.parameters.values())])
+
+    def __call__(self, widths: Mapping[str, int]) -> float:
+        return self._sum(widths)
+
+
+COSTS: dict[str, Callable[[ChannelSpace], Cost]] = {"macs": MacCost, "params": ParamCost, "memory": MemoryCost}
+
+
+def slimmable_share(space: ChannelSpace) -> float:
+    """Share of the MACs of convolutions and linear layers whose output channels can be cut."""
+    full = space.full()
+    macs = {True: 0, False: 0}
+    for op in space.operations:
+        if op.kind != "matmul":
+            macs[op.is_cuttable] += _Products([(op.scale, op.factors)])(full)
+    return macs[True] / max(1, macs[True] + macs[False])
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A limit on one metric: an amount, or a share of the full net's cost."""
+
+    text: str
+    metric: str
+    amount: float
+    is_share: bool
+
+    @classmethod
+    def parse(cls, text: str) -> Budget:
+        """Read `300M`, `0.5x`, `50%`, or one with its metric: `params=4M`, `memory<=30%`; `flops` means `macs`.
+
+        Raises `BudgetError` with what would work.
+        """
+        text = str(text).strip()
+        match = re.fullmatch(r"(?:([A-Za-z_ ]+?)\s*(?:<=|=|:)\s*)?([0-9.]+(?:[eE][0-9]+)?)\s*([A-Za-z%]*)", text)
+        if match is None:
+            raise BudgetError(f"cannot read the budget {text!r}; write 300M, 0.5x or 50%, or params=4M, memory=50%")
+        metric, number, unit = (match.group(1) or "macs").strip().lower(), match.group(2), match.group(3)
+        metric = {"flops": "macs"}.get(metric, metric)
+        if metric not in COSTS:
+            raise BudgetError(f"budget {text!r}: no metric {metric!r}; {nearest(metric, [*COSTS, 'flops'])}")
+        shares = {"x": 1.0, "%": 0.01}
+        multiples = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9, "T": 1e12}
+        if unit.lower() not in shares and unit.upper() not in multiples:
+            raise BudgetError(f"budget {text!r}: no unit {unit!r}; use K, M or G for an amount, x or % for a share")
+        try:
+            amount = float(number)
+        except ValueError:
+            raise BudgetError(f"budget {text!r}: {number!r} is no number") from None
+        is_share = unit.lower() in shares
+        amount *= shares[unit.lower()] if is_share else multiples[unit.upper()]
+        if amount <= 0 or (is_share and amount > 1):
+            raise BudgetError(f"budget {text!r}: a share lies above 0 and at most at 1x (100%), an amount above 0")
+        return cls(text, metric, amount, is_share)
+
+    def limit(self, cost: Cost, space: ChannelSpace) -> float:
+        """The budget as a number of the metric's unit.
+
+        Raises `BudgetError` if the full net is already within it, or the smallest is not.
+        """
+        most, least = cost(space.full()), cost(space.smallest())
+        limit = self.amount * most if self.is_share else self.amount
+        unit = getattr(cost, "unit", "")
+        if limit < least:
+            raise BudgetError(
+                f"budget {self.text!r} ({readable(limit)} {unit}) cannot be reached: the smallest net of this space "
+                f"has {readable(least)} ({least / most:.1%}); allow smaller widths (min_ratio, divisor) or raise it"
+            )
+        if limit > most:
+            raise BudgetError(
+                f"budget {self.text!r} ({readable(limit)} {unit}) is above the full net, which has {readable(most)}"
+            )
+        return limit
+
+
+def readable(amount: float) -> str:
+    """A count for people: 1234567 -> 1.23M."""
+    for scale, letter in ((1e9, "G"), (1e6, "M"), (1e3, "K")):
+        if amount >= scale:
+            return f"{amount / scale:.3g}{letter}" if amount / scale < 1000 else f"{amount / scale:.0f}{letter}"
+    return f"{amount:.4g}"

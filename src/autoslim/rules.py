@@ -1,0 +1,578 @@
+"""What each ATen operator does to channel labels: rules in families, in one table. The only file that knows operators.
+
+A rule is called after its operator ran on the meta device, with the operator's arguments and result, and says through
+the `Recorder` which positions are tied, pinned or produced. An operator without a rule freezes whatever enters it.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from autoslim.atoms import ANY, FIXED, Labels
+from autoslim.recorder import Recorder, Unsupported
+
+Rule = Callable[[Recorder, Any, tuple[Any, ...], dict[str, Any], Any], None]
+
+_TABLE: dict[str, Rule] = {}
+
+
+def find_rule(func: Any) -> Rule | None:
+    """The rule for an operator overload: by name, then by torch's own tag for pointwise operators."""
+    name = func.overloadpacket.__name__
+    rule = _TABLE.get(name) or _TABLE.get(name.removesuffix("_"))
+    if rule is None and torch.Tag.pointwise in func.tags:
+        return _pointwise
+    return rule
+
+
+def _rule(*names: str) -> Callable[[Rule], Rule]:
+    def register(rule: Rule) -> Rule:
+        _TABLE.update(dict.fromkeys(names, rule))
+        return rule
+
+    return register
+
+
+# --- layout: run the very operator on the labels -----------------------------------------------------------------
+
+
+@_rule(
+    *("view", "_unsafe_view", "reshape", "_reshape_alias", "unflatten", "flatten", "view_as", "permute", "transpose"),
+    *("t", "numpy_T", "movedim", "unsqueeze", "squeeze", "flip", "repeat", "repeat_interleave", "unfold", "ravel"),
+    *("pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle", "tile", "swapaxes"),
+)
+def _layout(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    source = args[0]
+    rec.inherit(source, out)
+    before = rec.labels(source)
+    after: list[Labels | None] = [None] * out.ndim
+    loose = False
+    for dim, labels in enumerate(before):
+        if labels is None or (labels == FIXED).all():
+            continue
+        shape = [1] * source.ndim
+        shape[dim] = -1
+        plane = torch.from_numpy(rec.atoms.find(labels)).view(shape).expand(source.shape)
+        try:
+            moved = func(plane, *args[1:], **kwargs)
+        except RuntimeError:  # a view that expanded memory does not allow
+            moved = func(plane.contiguous(), *args[1:], **kwargs)
+        found = _varying_axis(rec, moved)
+        if found is None:
+            # a single class along the whole axis: it cannot be said which axis carries it now
+            loose = loose or len(labels) == 1 or rec.atoms.is_settled or bool((labels == ANY).all())
+            if not loose:
+                rec.pin_labels(labels, f"all of its channels are tied to each other by {rec.where}")
+        elif after[found[0]] is None:
+            after[found[0]] = found[1]
+        else:  # two labelled axes flattened into one: neither can be told apart any more
+            rec.pin_labels(labels)
+            rec.pin_labels(after[found[0]])
+            after[found[0]] = np.full(out.shape[found[0]], FIXED)
+    if loose:
+        after = [np.full(n, ANY) if entry is None else entry for entry, n in zip(after, out.shape, strict=True)]
+    rec.set(out, after)
+
+
+def _varying_axis(rec: Recorder, plane: Tensor) -> tuple[int, Labels] | None:
+    """The axis along which the labels of a plane vary, and its labels; None if they are all equal.
+
+    Labels that vary along several axes (a channel axis broken apart by a view) are tied, so that they vary along the
+    longest of them only: all parts then keep the same ranks.
+    """
+    for dim in range(plane.ndim):  # what does not vary is shrunk to one position
+        if plane.shape[dim] > 1 and plane.stride(dim) == 0:
+            plane = plane.narrow(dim, 0, 1)
+    axes = [dim for dim in range(plane.ndim) if plane.shape[dim] > 1]
+    if len(axes) > 1:
+        for dim in axes:
+            if bool((plane == plane.narrow(dim, 0, 1)).all()):
+                plane = plane.narrow(dim, 0, 1)
+        axes = [dim for dim in axes if plane.shape[dim] > 1]
+    if not axes:
+        return None
+    longest = max(axes, key=lambda dim: (plane.shape[dim], dim))
+    rows = plane.movedim(longest, 0).reshape(plane.shape[longest], -1).numpy()
+    labels = np.ascontiguousarray(rows[:, 0])
+    for column in range(1, rows.shape[1]):
+        labels = rec.merge(labels, rows[:, column])
+    return longest, labels
+
+
+@_rule("expand", "expand_as", "broadcast_to")
+def _expand(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    source = args[0]
+    rec.inherit(source, out)
+    before = rec.labels(source)
+    new = out.ndim - source.ndim
+    after: list[Labels | None] = [np.full(size, ANY) if size > 1 else None for size in out.shape]
+    for dim, labels in enumerate(before):
+        if source.shape[dim] == out.shape[new + dim] and source.shape[dim] > 1:
+            after[new + dim] = labels
+    rec.set(out, after)
+
+
+@_rule(
+    *("clone", "contiguous", "detach", "alias", "_to_copy", "to", "lift_fresh", "lift", "positive", "view_as_real"),
+    *("_conj", "resolve_conj", "resolve_neg", "zero", "fill", "bernoulli", "uniform", "normal"),
+    *("cumsum", "_softmax", "_log_softmax", "softmax", "log_softmax", "zeros_like", "ones_like", "empty_like"),
+    *("rand_like", "randn_like", "full_like", "randint_like", "exponential", "random", "tril", "triu"),
+)
+def _same(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    if out is not args[0] and out.shape == args[0].shape:
+        rec.inherit(args[0], out)
+        rec.set(out, rec.labels(args[0]))
+
+
+@_rule("as_strided")
+def _as_strided(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    before = rec.labels(args[0])
+    sizes = [len(labels) if labels is not None else None for labels in before]
+    if len(sizes) != out.ndim or any(n not in (None, size) for n, size in zip(sizes, out.shape, strict=True)):
+        raise Unsupported("a change of shape")
+    if out is not args[0]:  # in place, it only sets the memory format
+        rec.set(out, before)
+
+
+@_rule("glu")
+def _glu(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    source, dim = _bind(func, args, kwargs, "self", "dim")
+    after = list(rec.labels(source))
+    labels = after[dim]
+    if labels is not None:
+        _tie_parts(rec, labels, 2)
+        after[dim] = labels[: len(labels) // 2]
+    rec.set(out, after)
+
+
+@_rule("native_dropout")
+def _native_dropout(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    rec.set(out[0], rec.labels(args[0]))
+    rec.set(out[1], rec.labels(args[0]))
+
+
+@_rule("slice")
+def _slice(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    source, dim, start, end, step = _bind(func, args, kwargs, "self", "dim", "start", "end", "step")
+    after = list(rec.labels(source))
+    rec.inherit(source, out)
+    labels = after[dim]
+    if labels is not None:
+        size = len(labels)
+        start, end, _ = slice(start, end, step).indices(size)
+        length = end - start
+        if step != 1:
+            rec.pin_labels(labels)
+        elif 0 < length < size and size % length == 0 and start % length == 0:
+            # one of several equal parts, as `x[:, : x.shape[1] // 2]`: all parts keep the same ranks
+            _tie_parts(rec, labels, size // length)
+        else:
+            # a constant number of leading channels stays in place, or what is left out after `end` could not be told
+            rec.pin_labels(labels[:start] if end == size else labels[:end])
+        after[dim] = labels[start:end:step]
+    rec.set(out, after)
+
+
+@_rule("select")
+def _select(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    source, dim = _bind(func, args, kwargs, "self", "dim")
+    rec.inherit(source, out)
+    after = list(rec.labels(source))
+    rec.pin_labels(after.pop(dim % source.ndim))
+    rec.set(out, after)
+
+
+@_rule("unbind")
+def _unbind(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    (source, dim) = _bind(func, args, kwargs, "self", "dim")
+    after = list(rec.labels(source))
+    rec.pin_labels(after.pop(dim % source.ndim))
+    for part in out:
+        rec.inherit(source, part)
+        rec.set(part, after)
+
+
+@_rule("split", "split_with_sizes", "chunk", "tensor_split", "split_with_sizes_copy", "split_copy")
+def _split(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    source, dim = _bind(func, args, kwargs, "self", "dim")
+    before = list(rec.labels(source))
+    labels = before[dim]
+    sizes = [part.shape[dim] for part in out]
+    if labels is not None and len(sizes) > 1:
+        if len(set(sizes)) == 1:
+            _tie_parts(rec, labels, len(sizes))
+        else:
+            rec.pin_labels(labels, "split into parts of sizes that cannot follow the widths")
+    offset = 0
+    for part, size in zip(out, sizes, strict=True):
+        after = list(before)
+        after[dim] = None if labels is None else labels[offset : offset + size]
+        offset += size
+        rec.inherit(source, part)
+        rec.set(part, after)
+
+
+def _tie_parts(rec: Recorder, labels: Labels, parts: int) -> None:
+    """Positions of equal index in each of `parts` equal parts live and die together."""
+    first, *others = np.split(labels, parts)
+    for other in others:
+        rec.merge(first, other)
+
+
+@_rule("cat", "concat", "concatenate")
+def _cat(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    tensors, dim = _bind(func, args, kwargs, "tensors", "dim")
+    tensors = [tensor for tensor in tensors if tensor.ndim == out.ndim]
+    dim %= out.ndim
+    after: list[Labels | None] = []
+    for axis in range(out.ndim):
+        if axis != dim:
+            after.append(rec.tie([(tensor, axis) for tensor in tensors]))
+            continue
+        pieces = [rec.labels(tensor)[axis] for tensor in tensors]
+        known = any(piece is not None for piece in pieces)
+        sizes = [tensor.shape[axis] for tensor in tensors]
+        full = [np.full(n, FIXED) if p is None else p for p, n in zip(pieces, sizes, strict=True)]
+        after.append(np.concatenate(full) if known else None)
+    for tensor in tensors:
+        rec.inherit(tensor, out)
+    rec.set(out, after)
+
+
+@_rule("stack")
+def _stack(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    tensors, dim = _bind(func, args, kwargs, "tensors", "dim")
+    after = [rec.tie([(tensor, axis) for tensor in tensors]) for axis in range(out.ndim - 1)]
+    after.insert(dim % out.ndim, None)
+    rec.set(out, after)
+
+
+@_rule("constant_pad_nd")
+def _pad(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    source, pad = _bind(func, args, kwargs, "self", "pad")
+    after = list(rec.labels(source))
+    for index in range(len(pad) // 2):
+        axis, (left, right) = source.ndim - 1 - index, pad[2 * index : 2 * index + 2]
+        labels = after[axis]
+        if labels is None or left == right == 0:
+            continue
+        if left < 0 or right < 0:
+            raise Unsupported("negative padding of channels")
+        after[axis] = np.concatenate([np.full(left, FIXED), labels, np.full(right, FIXED)])
+    rec.set(out, after)
+
+
+# --- elementwise -------------------------------------------------------------------------------------------------
+
+
+@_rule("hardswish", "gelu", "relu6", "rsub", "dropout", "copy", "where", "addcmul", "addcdiv", "lerp", "masked_fill", "_prelu_kernel", "rrelu_with_noise")
+def _pointwise(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    if not isinstance(out, Tensor):
+        raise Unsupported("several results")
+    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    after: list[Labels | None] = []
+    for axis in range(-out.ndim, 0):
+        ends = [(t, t.ndim + axis) for t in tensors if t.ndim >= -axis and t.shape[axis] == out.shape[axis]]
+        if out.shape[axis] == 1:  # a lone channel: it meets everything by broadcasting
+            after.append(next((found for t, at in ends if (found := rec.labels(t)[at]) is not None), None))
+        else:
+            after.append(rec.tie(ends))
+    if any(out is tensor for tensor in tensors):  # in place: what `out` shows may be seen through its base as well
+        rec.overwrite(out, after)
+        return
+    for tensor in tensors:
+        rec.inherit(tensor, out)
+    rec.set(out, after)
+
+
+@_rule("prelu")
+def _prelu(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    source, weight = args[:2]
+    channel = min(1, source.ndim - 1)
+    if weight.shape[0] > 1:
+        rec.tie([(source, channel), (weight, 0)])
+    rec.attribute("num_parameters", rec.labels(source)[channel])
+    rec.set(out, rec.labels(source))
+
+
+# --- producers and consumers -------------------------------------------------------------------------------------
+
+
+@_rule("convolution", "_convolution", "mkldnn_convolution", "cudnn_convolution")
+def _convolution(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    source, weight, bias = args[:3]
+    transposed, groups = bool(args[6]), int(args[8])
+    channel = source.ndim - weight.ndim + 1  # 0 for an unbatched input
+    rec.pin_axes(source, range(channel + 1, source.ndim))
+    rec.pin_axes(weight, range(2, weight.ndim))
+    in_axis, out_axis = (0, 1) if transposed else (1, 0)
+    if groups == 1 and not rec.is_grouped(weight):
+        incoming = rec.tie([(source, channel), (weight, in_axis)])
+        outgoing = rec.birth(weight, out_axis)
+    else:
+        incoming, outgoing = _grouped(rec, source, channel, weight, groups, transposed)
+    if bias is not None:
+        outgoing = rec.tie_labels((bias, 0), outgoing)
+    rec.attribute("in_channels", incoming)
+    rec.attribute("out_channels", outgoing)
+    after: list[Labels | None] = [None] * out.ndim
+    if channel == 1:
+        after[0] = rec.labels(source)[0]
+    after[channel] = outgoing
+    rec.set(out, after)
+    shape = (source if transposed else out).shape
+    spatial = math.prod(shape[channel + 1 :]) * math.prod(weight.shape[2:])
+    batch = (source, 0) if channel == 1 else 1
+    outputs = (batch, outgoing, math.prod(out.shape[channel + 1 :]))
+    rec.operation("conv", weight, (spatial, batch, (weight, 0), (weight, 1)), outputs, outgoing, groups)
+
+
+def _grouped(
+    rec: Recorder, source: Tensor, channel: int, weight: Tensor, groups: int, transposed: bool
+) -> tuple[Labels, Labels]:
+    """Ties of a grouped convolution: incoming and outgoing labels.
+
+    Whole groups are cut, and the attribute `groups` with them (a depthwise convolution is the plainest case). Where
+    that left nothing to cut (groups mixed by a channel shuffle), every group keeps the same ranks instead.
+    """
+    incoming = rec.vector(source, channel)
+    in_each = len(incoming) // groups
+    if rec.is_grouped(weight, keeps_groups=True):
+        ranks = incoming[:in_each]
+        for index in range(1, groups):
+            ranks = rec.merge(ranks, incoming[index * in_each : (index + 1) * in_each])
+        if transposed:
+            rec.pin_axes(weight, [0])
+            rec.pin_labels(incoming)
+            return incoming, np.tile(rec.birth(weight, 1), groups)
+        rec.tie_labels((weight, 1), ranks)
+        outgoing = rec.birth(weight, 0)
+        out_each = len(outgoing) // groups
+        for index in range(1, groups):
+            rec.merge(outgoing[:out_each], outgoing[index * out_each : (index + 1) * out_each])
+        return incoming, outgoing
+    if not rec.has_attribute("groups", groups):
+        rec.pin_labels(incoming, "a grouped convolution whose number of groups is no attribute of its module")
+    rec.pin_axes(weight, [1])
+    whole = incoming.reshape(groups, in_each)
+    each = whole[:, 0]
+    for column in range(1, in_each):
+        each = rec.merge(each, whole[:, column])
+    out_each = weight.shape[1] if transposed else weight.shape[0] // groups
+    outgoing = np.repeat(each, out_each)
+    rec.tie_labels((weight, 0), incoming if transposed else outgoing)
+    rec.attribute("groups", each)
+    return incoming, outgoing
+
+
+@_rule("mm", "addmm", "bmm", "baddbmm", "_addmm_activation", "mv", "addmv", "dot")
+def _matmul(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    left, right = [a for a in args if isinstance(a, Tensor)][-2:]
+    bias = args[0] if len([a for a in args if isinstance(a, Tensor)]) == 3 else None
+    if left.ndim < 2 or right.ndim < 2:
+        raise Unsupported("a product with a vector")
+    inner = rec.tie([(left, left.ndim - 1), (right, right.ndim - 2)])
+    weight = next((t for t in (right, left) if rec.is_weight(t)), None)
+    is_linear = weight is not None and out.ndim == 2
+    rows, columns = rec.labels(left)[-2], rec.labels(right)[-1]
+    outgoing = None
+    if is_linear:
+        outgoing = columns = rec.birth(weight, 1) if weight is right else columns
+        if weight is left:
+            outgoing = rows = rec.birth(left, 0)
+    after = [rows, columns]
+    if out.ndim == 3:
+        after.insert(0, rec.tie([(left, 0), (right, 0)]))
+    if bias is not None:
+        for axis in range(-bias.ndim, 0):
+            if bias.shape[axis] == out.shape[axis] and bias.shape[axis] > 1:
+                labels = after[axis]
+                after[axis] = rec.tie_labels((bias, bias.ndim + axis), _filled(labels, out.shape[axis]))
+    rec.set(out, after)
+    batch = (left, 0) if out.ndim == 3 else 1
+    factors = (batch, (left, left.ndim - 2), (left, left.ndim - 1), (right, right.ndim - 1))
+    outputs = (batch, _filled(rows, out.shape[-2]), _filled(columns, out.shape[-1]))
+    if is_linear:
+        rec.attribute("in_features", inner)
+        rec.attribute("out_features", outgoing)
+    rec.operation("linear" if is_linear else "matmul", weight, factors, outputs, outgoing, 1)
+
+
+@_rule(
+    *("_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention"),
+    *("_scaled_dot_product_efficient_attention", "_scaled_dot_product_fused_attention_overrideable"),
+    *("_scaled_dot_product_cudnn_attention", "scaled_dot_product_attention"),
+)
+def _attention(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    query, key, value = args[:3]
+    result = out[0] if isinstance(out, (tuple, list)) else out
+    rec.tie([(query, query.ndim - 1), (key, key.ndim - 1)])
+    rec.tie([(key, key.ndim - 2), (value, value.ndim - 2)])
+    after = [rec.tie([(t, axis) for t in (query, key, value)]) for axis in range(query.ndim - 2)]
+    rec.set(result, [*after, rec.labels(query)[-2], rec.labels(value)[-1]])
+    batch = tuple((query, axis) for axis in range(query.ndim - 2))
+    tokens, keys = (query, query.ndim - 2), (key, key.ndim - 2)
+    for depth in ((query, query.ndim - 1), (value, value.ndim - 1)):
+        rec.operation("matmul", None, (*batch, tokens, keys, depth), (*batch, tokens, depth), None, 1)
+
+
+@_rule("embedding")
+def _embedding(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    weight, indices = args[:2]
+    rec.pin_axes(weight, [0])
+    outgoing = rec.birth(weight, 1)
+    rec.attribute("embedding_dim", outgoing)
+    rec.set(out, [*rec.labels(indices), outgoing])
+
+
+# --- normalisation -----------------------------------------------------------------------------------------------
+
+
+@_rule(
+    *("native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training", "cudnn_batch_norm"),
+    *("_batch_norm_impl_index", "_batch_norm_with_update", "_batch_norm_no_update", "batch_norm", "miopen_batch_norm"),
+)
+def _batch_norm(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    source, *vectors = [arg for arg in args if isinstance(arg, Tensor)]
+    labels = rec.tie([(source, 1), *((vector, 0) for vector in vectors)])
+    rec.attribute("num_features", labels)
+    results = out if isinstance(out, (tuple, list)) else [out]
+    after = list(rec.labels(source))
+    after[1] = labels
+    rec.set(results[0], after)
+    for statistic in results[1:]:
+        if isinstance(statistic, Tensor) and statistic.shape == source.shape[1:2]:
+            rec.set(statistic, [labels])
+
+
+@_rule("native_layer_norm", "layer_norm", "rms_norm", "_fused_rms_norm")
+def _layer_norm(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    source, shape = args[0], args[1]
+    vectors = [arg for arg in args[2:4] if isinstance(arg, Tensor)]
+    after = list(rec.labels(source))
+    first = source.ndim - len(shape)
+    for index in range(len(shape)):
+        after[first + index] = rec.tie([(source, first + index), *((vector, index) for vector in vectors)])
+    rec.attribute("normalized_shape", *after[first:], is_tuple=True)
+    results = out if isinstance(out, (tuple, list)) else [out]
+    rec.set(results[0], after)
+    for statistic in results[1:]:
+        if statistic.ndim == source.ndim:
+            rec.set(statistic, [*after[:first], *[None] * len(shape)])
+
+
+@_rule("native_group_norm", "group_norm")
+def _group_norm(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    source, weight, bias = args[:3]
+    groups = args[6]
+    labels = rec.vector(source, 1)
+    for vector in (weight, bias):
+        if vector is not None:
+            labels = rec.tie_labels((vector, 0), labels)
+    _tie_parts(rec, labels, groups)
+    rec.attribute("num_channels", labels)
+    after = list(rec.labels(source))
+    after[1] = labels
+    rec.set(out[0] if isinstance(out, (tuple, list)) else out, after)
+
+
+# --- spatial operators and reductions ----------------------------------------------------------------------------
+
+_DIMENSIONS = re.compile(r"([123])d")
+
+
+@_rule(
+    *(f"{kind}_pool{n}d" for kind in ("avg", "max", "adaptive_avg", "_adaptive_avg", "adaptive_max") for n in (1, 2, 3)),
+    *(f"max_pool{n}d_with_indices" for n in (2, 3)),
+    *(f"{kind}_pad{n}d" for kind in ("reflection", "replication") for n in (1, 2, 3)),
+    *("upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "_upsample_nearest_exact2d"),
+    *("upsample_linear1d", "upsample_bilinear2d", "upsample_bicubic2d", "upsample_trilinear3d"),
+    *("_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "grid_sampler_2d", "grid_sampler_3d"),
+)
+def _spatial(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    source = args[0]
+    name = func.overloadpacket.__name__
+    found = _DIMENSIONS.search(name)
+    count = int(found.group(1) if found else name.rsplit("_", 1)[1][0])
+    rec.pin_axes(source, range(source.ndim - count, source.ndim))
+    after = [*rec.labels(source)[: source.ndim - count], *[None] * count]
+    for result in out if isinstance(out, (tuple, list)) else [out]:
+        rec.set(result, after)
+
+
+@_rule("mean", "sum", "amax", "amin", "var", "std", "linalg_vector_norm", "norm", "logsumexp", "prod", "any", "all")
+def _reduction(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    names = [argument.name for argument in func._schema.arguments]
+    dims = _bind(func, args, kwargs, "dim")[0] if "dim" in names else None
+    _reduced(rec, args[0], dims, out)
+
+
+@_rule("max", "min", "median", "mode", "var_mean", "std_mean", "aminmax", "argmax", "argmin")
+def _reduction_with_index(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    tensors = [arg for arg in args if isinstance(arg, Tensor)]
+    if len(tensors) == 2:  # the elementwise overloads `max.other` and `min.other`
+        _pointwise(rec, func, args, kwargs, out)
+        return
+    names = [argument.name for argument in func._schema.arguments]
+    dims = _bind(func, args, kwargs, "dim")[0] if "dim" in names else None
+    if func.overloadpacket.__name__ not in ("var_mean", "std_mean", "aminmax"):
+        axes = range(args[0].ndim) if dims is None else [dims % args[0].ndim]
+        rec.pin_axes(args[0], axes, "an index into channels is taken")
+    for result in out if isinstance(out, (tuple, list)) else [out]:
+        _reduced(rec, args[0], dims, result)
+
+
+def _reduced(rec: Recorder, source: Tensor, dims: int | Sequence[int] | None, out: Tensor) -> None:
+    if isinstance(dims, int):
+        dims = [dims]
+    gone = {dim % source.ndim for dim in dims} if dims else set(range(source.ndim))
+    labels = rec.labels(source)
+    if out.ndim == source.ndim:  # keepdim
+        rec.set(out, [None if axis in gone else labels[axis] for axis in range(source.ndim)])
+    else:
+        rec.set(out, [labels[axis] for axis in range(source.ndim) if axis not in gone])
+    rec.inherit(source, out)
+
+
+# --- made from nothing: sizes follow the other side, which the proof then checks -----------------------------------
+
+
+@_rule(
+    *("zeros", "ones", "full", "empty", "rand", "randn", "randint", "arange", "linspace", "eye", "scalar_tensor"),
+    *("new_zeros", "new_ones", "new_full", "new_empty", "empty_strided", "new_empty_strided", "randperm"),
+)
+def _factory(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    rec.set(out, [np.full(size, ANY) for size in out.shape])
+
+
+@_rule("_assert_async", "_assert_tensor_metadata", "_local_scalar_dense", "equal", "is_same_size", "sym_size")
+def _nothing(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    """Checks and scalars: no channel leaves the operator."""
+
+
+# --- arguments ---------------------------------------------------------------------------------------------------
+
+
+def _bind(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *names: str) -> list[Any]:
+    """Arguments by name, defaults filled in from the operator's schema."""
+    bound = {}
+    for index, argument in enumerate(func._schema.arguments):
+        if index < len(args):
+            bound[argument.name] = args[index]
+        elif argument.name in kwargs:
+            bound[argument.name] = kwargs[argument.name]
+        elif argument.has_default_value():
+            bound[argument.name] = argument.default_value
+    return [bound[name] for name in names]
+
+
+def _filled(labels: Labels | None, size: int) -> Labels:
+    return np.full(size, FIXED) if labels is None else labels

@@ -1,0 +1,123 @@
+"""Cutting tensors: how widths become shorter tensors is written here once; running and extracting both use it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from autoslim.errors import SpaceError
+from autoslim.space import Axis, ChannelSpace
+
+
+def cut(tensor: Tensor, axes: tuple[Axis, ...], widths: Mapping[str, int]) -> Tensor:
+    """`tensor` with only the positions kept by `widths`: a view where they are prefixes, else a differentiable copy."""
+    for dim, axis in enumerate(axes):
+        if not axis.groups:
+            continue
+        positions = axis.positions(widths)
+        if len(positions) == axis.size:
+            continue
+        if isinstance(positions, range):
+            tensor = tensor.narrow(dim, 0, len(positions))
+        else:
+            tensor = tensor.index_select(dim, torch.tensor(positions, device=tensor.device))
+    return tensor
+
+
+def active_tensors(model: nn.Module, space: ChannelSpace, widths: Mapping[str, int]) -> dict[str, Tensor]:
+    """The tensors that make `model` the subnet of these widths, for `torch.func.functional_call`.
+
+    Parameters that are cut are views of (or gathered from) the model's own, so gradients reach it. Buffers are copies:
+    running statistics that a subnet updates in training mode never reach the model. Attributes such as `groups` must be
+    set around the call as well: see `active_attributes`.
+    """
+    parameters = dict(model.named_parameters())
+    tensors = {
+        name: cut(parameters[name], axes, widths)
+        for name, axes in space.parameters.items()
+        if any(axis.groups for axis in axes)
+    }
+    for name, buffer in model.named_buffers():
+        tensors[name] = cut(buffer.detach(), space.buffers[name], widths).clone()
+    return tensors
+
+
+@contextmanager
+def active_attributes(model: nn.Module, space: ChannelSpace, widths: Mapping[str, int]) -> Iterator[None]:
+    """Set `groups`, `normalized_shape` and the like for `widths`; they are restored whatever happens inside."""
+    replaced = []
+    try:
+        for attribute in space.attributes:
+            module = model.get_submodule(attribute.module)
+            before, value = getattr(module, attribute.name), attribute.value(widths)
+            if before != value:
+                replaced.append((module, attribute.name, before))
+                setattr(module, attribute.name, value)
+        yield
+    finally:
+        for module, name, before in replaced:
+            setattr(module, name, before)
+
+
+def run_subnet(
+    model: nn.Module,
+    space: ChannelSpace,
+    widths: Mapping[str, int],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any] | None = None,
+) -> Any:
+    """One forward pass of the subnet; the model's buffers stay as they are."""
+    with active_attributes(model, space, widths):
+        return functional_call(model, active_tensors(model, space, widths), args, dict(kwargs or {}))
+
+
+def extract(model: nn.Module, space: ChannelSpace, widths: Mapping[str, int]) -> nn.Module:
+    """A plain, independent module of the user's own class: the subnet of these widths.
+
+    Parameters and buffers are cut copies, and `in_channels`, `groups`, `num_features`, `normalized_shape` and the like
+    say what is true of it. Raises `SpaceError` if the widths or the model do not fit the space.
+    """
+    space.check(widths)
+    check_model(model, space)
+
+    def shorten(name: str, tensor: Tensor) -> Tensor:
+        return cut(tensor, (space.parameters.get(name) or space.buffers[name]), widths).clone()
+
+    subnet = copy_module(model, shorten)
+    for attribute in space.attributes:
+        setattr(subnet.get_submodule(attribute.module), attribute.name, attribute.value(widths))
+    return subnet
+
+
+def copy_module(model: nn.Module, convert: Callable[[str, Tensor], Tensor]) -> nn.Module:
+    """A deep copy whose parameters and buffers are `convert(name, tensor)`; shared tensors stay shared.
+
+    The originals are never copied, so a large model can be cut, or moved to the meta device, without a second one.
+    """
+    memo: dict[int, Any] = {}
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            memo[id(parameter)] = nn.Parameter(convert(name, parameter.detach()), parameter.requires_grad)
+        for name, buffer in model.named_buffers():
+            memo[id(buffer)] = convert(name, buffer.detach())
+        return copy.deepcopy(model, memo)
+
+
+def check_model(model: nn.Module, space: ChannelSpace) -> None:
+    """Raise `SpaceError` unless `space` was traced from a model with these very tensors."""
+    actual = {name: tuple(t.shape) for name, t in (*model.named_parameters(), *model.named_buffers())}
+    expected = {
+        name: tuple(axis.size for axis in axes) for name, axes in (*space.parameters.items(), *space.buffers.items())
+    }
+    for name in {**expected, **actual}:
+        if expected.get(name) != actual.get(name):
+            raise SpaceError(
+                f"the space belongs to another model: {name!r} has shape {actual.get(name, 'none')} here and "
+                f"{expected.get(name, 'none')} in the space; trace this model"
+            )

@@ -1,0 +1,100 @@
+"""One network as all of its subnets, and the training step that makes them good at once (US-Net, AutoSlim)."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from autoslim.errors import SpaceError
+from autoslim.slicing import check_model, run_subnet
+from autoslim.space import ChannelSpace, Widths
+from autoslim.trace import split_input
+
+Loss = Callable[[Any, Any], Tensor]
+
+
+class Supernet(nn.Module):
+    """A second handle on the user's model that runs at any widths: `supernet(x, widths)`.
+
+    It shares the model's own modules, parameters and buffers, so `state_dict` keys, `parameters()`, `to` and `train`
+    are the user's. Without widths, or at full widths, it is the user's model exactly. At other widths running
+    statistics of the model are left alone; BatchNorm in evaluation mode then uses slices of the widest net's, which
+    suit no other width: see `recalibrate_batchnorm` and `Judge`.
+    """
+
+    def __init__(self, model: nn.Module, space: ChannelSpace) -> None:
+        super().__init__()
+        check_model(model, space)
+        # the same dictionaries, not copies: this module and the model are one tree with two roots
+        self._parameters = model._parameters
+        self._buffers = model._buffers
+        self._modules = model._modules
+        self._non_persistent_buffers_set = model._non_persistent_buffers_set
+        self.training = model.training
+        object.__setattr__(self, "model", model)
+        self.space = space
+        self._full = space.full()
+
+    def forward(self, inputs: Any, widths: Mapping[str, int] | None = None) -> Any:
+        """Run at `widths` (default: the widest). `inputs`: a tensor, a tuple of arguments or a mapping of keywords."""
+        args, kwargs = split_input(inputs)
+        model: nn.Module = self.model  # type: ignore[assignment]  # kept out of the module tree on purpose
+        if widths is None or widths == self._full:
+            return model(*args, **kwargs)
+        return run_subnet(model, self.space, widths, args, kwargs)
+
+    def train(self, mode: bool = True) -> Supernet:
+        """Set the mode of the model, and of this handle."""
+        super().train(mode)
+        self.model.training = mode
+        return self
+
+
+def soft_cross_entropy(student: Tensor, teacher: Tensor) -> Tensor:
+    """Cross-entropy of student logits (N, C, ...) against the softmax of teacher logits; mean over all but classes."""
+    return torch.nn.functional.cross_entropy(student, teacher.softmax(dim=1))
+
+
+def sandwich_backward(
+    supernet: Supernet,
+    images: Any,
+    targets: Any,
+    *,
+    loss: Loss,
+    rng: random.Random,
+    num_random: int = 2,
+    distill: bool | Loss = True,
+) -> dict[str, float]:
+    """Forward and backward of one sandwich step (US-Net, section 3.2-3.3); gradients add up, no optimizer step.
+
+    The widest net learns from `loss(output, targets)`; the narrowest and `num_random` nets of random non-uniform widths
+    learn from its detached output: by soft cross-entropy, or by `distill(output, teacher_output)`, or, with
+    `distill=False`, from `loss` too. The four losses are summed with weight 1, each backward frees its graph before the
+    next forward. `rng` draws the widths. Returns the losses by name.
+    """
+    if num_random < 0:
+        raise SpaceError(f"num_random must be at least 0, got {num_random}")
+    space = supernet.space
+    students: dict[str, Widths] = {"narrowest": space.smallest()}
+    students |= {f"random_{index + 1}": space.sample(rng) for index in range(num_random)}
+    imitate: Loss = soft_cross_entropy if distill is True else distill if callable(distill) else loss
+
+    output = supernet(images)
+    hard = loss(output, targets)
+    hard.backward()  # type: ignore[no-untyped-call]
+    losses = {"widest": float(hard.detach())}
+    lesson = _detached(output) if distill else targets
+    del output, hard
+    for name, widths in students.items():
+        soft = imitate(supernet(images, widths), lesson)
+        soft.backward()  # type: ignore[no-untyped-call]
+        losses[name] = float(soft.detach())
+    return losses
+
+
+def _detached(output: Any) -> Any:
+    return torch.utils._pytree.tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, output)

@@ -1,0 +1,492 @@
+"""`trace`: run a model once on labels, read the channel groups off, and prove that they can be cut.
+
+1. Capture: a copy of the model on the meta device runs under a dispatch mode; the rules tie atoms together.
+2. Assemble: classes of tied atoms that some layer produces become groups and ranks; the rest stays fixed, and is noted.
+3. Prove: cut every group, run again with the final labels; what fails, or does not line up, is frozen with its reason.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import random
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from autoslim.atoms import FIXED, Atoms, Labels, Mismatch, SettledAtoms
+from autoslim.errors import TraceError, nearest
+from autoslim.recorder import RawOperation, Recorder, Unsupported
+from autoslim.rules import find_rule
+from autoslim.slicing import copy_module, extract
+from autoslim.space import Attribute, Axis, ChannelGroup, ChannelSpace, Note, Operation, Widths
+
+ExampleInput = Tensor | tuple[Any, ...] | Mapping[str, Any]
+
+_OUTPUT = "its output is an output of the network"
+
+
+def trace(model: nn.Module, example_input: ExampleInput, *, fixed: Iterable[str] = ()) -> ChannelSpace:
+    """The channel space of any model: which channels can be cut together, what stays fixed and why.
+
+    `example_input` is a tensor, a tuple of positional arguments or a mapping of keyword arguments. Costs derived from
+    the space are those of one forward pass on it, so a batch of one gives the usual figures. `fixed` holds globs of
+    module names to leave alone; a name also fixes everything below it. The model itself is not touched, and no
+    arithmetic is done: everything runs on the meta device, in evaluation mode and, where that is possible, in training
+    mode too (auxiliary heads). Every width >= 1 that the network allows is a choice; thin them out with
+    `ChannelSpace.with_choices`.
+
+    Raises `TraceError` if the model is no `nn.Module`, does not run on the input, or has nothing to slim.
+    """
+    if not isinstance(model, nn.Module):
+        raise TraceError(f"trace needs a torch.nn.Module, got {type(model).__name__}")
+    fixed = [fixed] if isinstance(fixed, str) else list(fixed)
+    _check_globs(model, fixed)
+    with _quiet_torch():
+        subject = _prepared(model, example_input)
+        recorder = _capture_all(subject)
+        space = _proven(subject, _assemble(recorder, model, fixed), recorder.grouped)
+    if not space.groups:
+        reasons = "; ".join(f"{note.name}: {note.reason}" for note in space.notes[:3]) or "it has no conv or linear layer"
+        raise TraceError(f"nothing in {type(model).__name__} can be slimmed ({reasons})")
+    return space
+
+
+def split_input(example_input: ExampleInput) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """An example input as positional and keyword arguments."""
+    if isinstance(example_input, tuple):
+        return example_input, {}
+    if isinstance(example_input, Mapping):
+        return (), dict(example_input)
+    return (example_input,), {}
+
+
+# --- capture -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """The model and its input where they are traced: on meta, or as they are if the model does not run there."""
+
+    model: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def fresh(self) -> nn.Module:
+        """A copy whose modules may be changed by a forward pass."""
+        return copy_module(self.model, lambda name, tensor: tensor.clone())
+
+
+class _LabelMode(TorchDispatchMode):
+    """Runs the rule of each operator after it."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__()
+        self.recorder = recorder
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        rule = find_rule(func)
+        if rule is None:
+            with self:
+                result = func.decompose(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
+        result = func(*args, **kwargs)
+        recorder = self.recorder
+        recorder.operator = func.overloadpacket.__name__
+        unknown = f"the operator {recorder.operator} is not understood"
+        try:
+            if rule is not None:
+                rule(recorder, func, args, kwargs, result)
+                return result
+        except Unsupported as error:
+            unknown = f"{error} in the operator {recorder.operator} is not understood"
+        for leaf in tree_leaves((args, kwargs)):
+            if isinstance(leaf, Tensor):
+                path = recorder.modules[-1][0] if recorder.modules else ""
+                recorder.pin(leaf, f"{unknown} (in {path or 'the forward of the model'})")
+        return result
+
+
+def _run(subject: _Subject, model: nn.Module, recorder: Recorder, *, training: bool) -> None:
+    """One forward pass under the label mode; outputs are pinned."""
+    model.train(training)
+    handles = []
+    for name, module in model.named_modules():
+        handles.append(module.register_forward_pre_hook(_pusher(recorder, name)))
+        handles.append(module.register_forward_hook(lambda *_: recorder.modules.pop() and None, always_call=True))
+    recorder.modules.clear()
+    try:
+        with torch.no_grad(), _LabelMode(recorder):
+            output = model(*subject.args, **subject.kwargs)
+        for tensor in _tensors(output):
+            recorder.pin(tensor, _OUTPUT)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _pusher(recorder: Recorder, name: str) -> Callable[[nn.Module, Any], None]:
+    def push(module: nn.Module, args: Any) -> None:
+        recorder.modules.append((name, module))
+
+    return push
+
+
+def _names(model: nn.Module) -> dict[int, str]:
+    return {id(tensor): name for name, tensor in (*model.named_parameters(), *model.named_buffers())}
+
+
+def _capture(subject: _Subject, keep_groups: Iterable[str]) -> Recorder:
+    """Labels after a pass in evaluation mode and, if the model runs there, one in training mode."""
+    recorder = Recorder(Atoms(), {}, dict.fromkeys(keep_groups, True))
+    for training in (False, True):
+        model = subject.fresh()
+        recorder.names = _names(model)
+        counted = list(recorder.operations)
+        try:
+            _run(subject, model, recorder, training=training)
+        except Exception:
+            if not training:
+                raise
+            # batch statistics of a single value, a model that wants targets: such code is not traced
+        if training:
+            recorder.operations, extra = counted, recorder.operations[len(counted) :]
+            seen = {operation.weight for operation in counted}
+            recorder.operations += [
+                dataclasses.replace(operation, scale=0, output_scale=0) for operation in extra if operation.weight not in seen
+            ]
+    return recorder
+
+
+def _capture_all(subject: _Subject) -> Recorder:
+    """Capture; grouped convolutions of which no whole group can be cut are tried again with equal ranks per group."""
+    keep_groups: set[str] = set()
+    while True:
+        recorder = _capture(subject, keep_groups)
+        pinned = recorder.atoms.pinned()
+        stuck = set()
+        for operation in recorder.operations:
+            if operation.weight in recorder.grouped and operation.incoming > 1 and operation.produced is not None:
+                roots = set(recorder.atoms.find(operation.produced).tolist()) - set(pinned) - {FIXED}
+                if len(roots) < 2:
+                    stuck.add(operation.weight)
+        if stuck <= keep_groups:
+            return recorder
+        keep_groups |= stuck
+
+
+def _prepared(model: nn.Module, example_input: ExampleInput) -> _Subject:
+    """Model and input on meta, if the model runs there, else as copies on their own device."""
+    args, kwargs = split_input(example_input)
+    shapes = ", ".join(str(tuple(leaf.shape)) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))
+    try:
+        for convert in (_to_meta, lambda tensor: tensor.detach().clone()):
+            subject = _Subject(
+                copy_module(model, lambda name, tensor, convert=convert: convert(tensor)),
+                *tree_map(lambda leaf, convert=convert: convert(leaf) if isinstance(leaf, Tensor) else leaf, (args, kwargs)),
+            )
+            trial = subject.fresh().eval()
+            try:
+                with torch.no_grad():
+                    trial(*subject.args, **subject.kwargs)
+            except Exception as error:
+                failure = error
+            else:
+                return subject
+    except Exception as error:
+        raise TraceError(f"{type(model).__name__} cannot be copied: {_first_line(error)}") from error
+    raise TraceError(
+        f"{type(model).__name__} does not run on the example input of shape {shapes or 'none'}: {_first_line(failure)}"
+    ) from failure
+
+
+def _to_meta(tensor: Tensor) -> Tensor:
+    return torch.empty_like(tensor, device="meta")
+
+
+def _tensors(output: Any) -> Iterator[Tensor]:
+    """Every tensor in a result, whatever it is wrapped in."""
+    if isinstance(output, Tensor):
+        yield output
+    elif isinstance(output, Mapping):
+        for value in output.values():
+            yield from _tensors(value)
+    elif isinstance(output, (list, tuple, set)):
+        for value in output:
+            yield from _tensors(value)
+    elif hasattr(output, "__dict__"):
+        yield from _tensors(vars(output))
+
+
+# --- assemble ----------------------------------------------------------------------------------------------------
+
+
+class _Classes:
+    """Classes of tied atoms as (group, rank)."""
+
+    def __init__(self, recorder: Recorder, fixed_layers: Callable[[str], bool]) -> None:
+        self._find = recorder.atoms.find
+        self.reasons = recorder.atoms.pinned()
+        producers = [op for op in recorder.operations if op.produced is not None]
+        for operation in producers:
+            if fixed_layers(operation.name):
+                for root in self.roots(operation.produced):
+                    self.reasons.setdefault(root, "fixed by the user")
+        self._leader: dict[int, int] = {}
+        for operation in producers:
+            free = [root for root in dict.fromkeys(self.roots(operation.produced)) if self._is_free(root)]
+            for root in free:
+                self._leader[self._lead(root)] = self._lead(free[0])
+        self.groups: dict[str, ChannelGroup] = {}
+        self.places: dict[int, tuple[str, int]] = {}
+        self._number(producers)
+
+    def roots(self, labels: Labels | None) -> list[int]:
+        """The class of each position."""
+        return [] if labels is None else self._find(labels).tolist()
+
+    def axis(self, labels: Labels | None, size: int) -> Axis:
+        """Labels as an axis of (group, rank)."""
+        if labels is None:
+            return Axis.fixed(size)
+        return Axis.from_ranks(self.places.get(root) for root in self.roots(labels))
+
+    def settled(self, labels: Labels | None, size: int, numbers: Mapping[str, int]) -> Labels:
+        """Labels as final numbers for the proof."""
+        places = [self.places.get(root) for root in self.roots(labels)] or [None] * size
+        return np.array([FIXED if p is None else numbers[p[0]] + p[1] for p in places], dtype=np.int64)
+
+    def _is_free(self, root: int) -> bool:
+        return root >= 0 and root not in self.reasons
+
+    def _lead(self, root: int) -> int:
+        while self._leader.setdefault(root, root) != root:
+            root = self._leader[root]
+        return root
+
+    def _number(self, producers: Sequence[RawOperation]) -> None:
+        """Ranks in the order of the first producer's channels; a class of several channels spans several ranks."""
+        members: dict[int, dict[int, int]] = {}
+        names: dict[int, str] = {}
+        for operation in producers:
+            counts = Counter(root for root in self.roots(operation.produced) if self._is_free(root))
+            for root, count in counts.items():
+                leader = self._lead(root)
+                members.setdefault(leader, {}).setdefault(root, count)
+                names.setdefault(leader, operation.name)
+        for leader, counts in members.items():
+            if len(counts) == 1:
+                self.reasons.setdefault(next(iter(counts)), "all of its channels are tied to each other")
+                continue
+            name, copies = names[leader], 2
+            while name in self.groups:
+                name, copies = f"{names[leader]}#{copies}", copies + 1
+            choices, rank = [], 0
+            for root, count in counts.items():
+                self.places[root] = (name, rank)
+                rank += count
+                choices.append(rank)
+            self.groups[name] = ChannelGroup(name, rank, tuple(choices))
+
+
+def _assemble(recorder: Recorder, model: nn.Module, fixed: Sequence[str]) -> ChannelSpace:
+    classes = _Classes(recorder, lambda name: any(_covers(glob, name) for glob in fixed))
+    tensors = {
+        kind: {
+            name: tuple(
+                classes.axis(labels, size)
+                for labels, size in zip(recorder.axes.get(name) or [None] * tensor.ndim, tensor.shape, strict=True)
+            )
+            for name, tensor in named
+        }
+        for kind, named in (("parameters", model.named_parameters()), ("buffers", model.named_buffers()))
+    }
+    operations, notes = [], {}
+    for op in recorder.operations:
+        axes = {id(labels): classes.axis(labels, len(labels)) for labels in (*op.factors, *op.outputs)}
+        produced = None if op.produced is None else classes.axis(op.produced, len(op.produced))
+        operations.append(
+            Operation(
+                name=op.name,
+                kind=op.kind,
+                scale=op.scale,
+                factors=tuple(axes[id(labels)] for labels in op.factors),
+                output_scale=op.output_scale,
+                outputs=tuple(axes[id(labels)] for labels in op.outputs),
+                is_cuttable=bool(produced and produced.groups),
+            )
+        )
+        if produced is not None and not produced.groups:
+            reasons = [classes.reasons[root] for root in classes.roots(op.produced) if root in classes.reasons]
+            notes.setdefault(op.name, reasons[0] if reasons else "it has a single output channel")
+    for name, _ in model.named_parameters():
+        if name not in recorder.used:
+            layer = name.rpartition(".")[0] or name
+            notes.setdefault(layer, "it is not used in the forward pass")
+    attributes = []
+    for (path, attribute), (labels, is_tuple) in recorder.attributes.items():
+        axes_of = tuple(classes.axis(entry, len(entry)) for entry in labels)
+        if any(axis.groups for axis in axes_of):
+            attributes.append(Attribute(path, attribute, axes_of, is_tuple))
+    space = ChannelSpace(
+        groups=classes.groups,
+        parameters=tensors["parameters"],
+        buffers=tensors["buffers"],
+        operations=tuple(op for op in operations if op.scale),
+        attributes=tuple(attributes),
+        notes=tuple(Note(name, reason) for name, reason in notes.items()),
+    )
+    return _never_empty(space)
+
+
+def _never_empty(space: ChannelSpace) -> ChannelSpace:
+    """Without the choices that would leave some tensor with no channel at all along an axis."""
+    lowest = dict.fromkeys(space.groups, 1)
+    axes = {axis for axes in (*space.parameters.values(), *space.buffers.values()) for axis in axes}
+    for axis in axes:
+        names = axis.groups
+        if len(names) == 1 and all(span.group is not None for span in axis.spans):
+            (name,) = names
+            lowest[name] = max(lowest[name], 1 + min(span.start for span in axis.spans))
+    groups = {
+        name: dataclasses.replace(group, choices=tuple(c for c in group.choices if c >= lowest[name]))
+        for name, group in space.groups.items()
+    }
+    single = {name: "all of its channels are needed" for name, group in groups.items() if not group.is_slimmable}
+    return dataclasses.replace(space, groups=groups).frozen(single)
+
+
+def _covers(glob: str, name: str) -> bool:
+    """Does a glob match a module's name, or the name of a module it lies in?"""
+    parts = name.split(".")
+    return any(fnmatch.fnmatchcase(".".join(parts[:n]), glob) for n in range(1, len(parts) + 1))
+
+
+def _check_globs(model: nn.Module, fixed: Sequence[str]) -> None:
+    names = [name for name, _ in model.named_modules() if name]
+    for glob in fixed:
+        if not any(fnmatch.fnmatchcase(name, glob) for name in names):
+            raise TraceError(f"fixed: no module is named {glob!r}; {nearest(glob, names)}")
+
+
+# --- proof -------------------------------------------------------------------------------------------------------
+
+
+def _proven(subject: _Subject, space: ChannelSpace, grouped: dict[str, bool]) -> ChannelSpace:
+    """Freeze, with the reason, each group whose cut does not run or does not line up."""
+    def failure(widths: Widths) -> str | None:
+        return _failure(subject, space, widths, grouped)
+
+    rng = random.Random(0)
+    draws: list[Callable[[ChannelSpace], Widths]] = [
+        lambda s: s.smallest(),
+        lambda s: Widths((g.name, rng.choice(g.choices[:-1])) for g in s.groups.values()),
+    ]
+    for draw in draws:
+        while space.groups:
+            widths = draw(space)
+            if failure(widths) is None:
+                break
+            unstable = failure(space.full())
+            if unstable:
+                raise TraceError(f"{type(subject.model).__name__} does something else at each forward pass: {unstable}")
+            name, reason = _guilty(space, widths, failure)
+            space = space.frozen({name: f"the network does not run when it is cut: {reason}"})
+    return space
+
+
+def _guilty(
+    space: ChannelSpace, widths: Widths, failure: Callable[[Widths], str | None]
+) -> tuple[str, str]:
+    """Bisect for the first group whose cut makes the net fail when those before it are cut as well; and the failure."""
+    names, full = list(space.groups), space.full()
+
+    def first_cut(count: int) -> Widths:
+        return Widths((name, widths[name] if index < count else full[name]) for index, name in enumerate(names))
+
+    low, high = 0, len(names)  # the first `low` groups cut together still work, the first `high` do not
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if failure(first_cut(middle)) is None else (low, middle)
+    return names[high - 1], failure(first_cut(high)) or "at times"
+
+
+def _failure(
+    subject: _Subject, space: ChannelSpace, widths: Widths, grouped: dict[str, bool]
+) -> str | None:
+    """Why the cut net does not run, or does not line up with its labels; None if all is well."""
+    numbers, total = {}, 0
+    for name, group in space.groups.items():
+        numbers[name] = total
+        total += group.size
+
+    def describe(number: int) -> str:
+        if number < 0:
+            return "a channel that stays"
+        name = max((n for n in numbers if numbers[n] <= number), key=lambda n: numbers[n])
+        return f"channel {number - numbers[name]} of {name!r}"
+
+    presets = {
+        name: [_settled(axis, widths, numbers) for axis in axes]
+        for name, axes in (*space.parameters.items(), *space.buffers.items())
+    }
+    for training in (False, True):
+        net = extract(subject.model, space, widths)
+        recorder = Recorder(SettledAtoms(describe), _names(net), dict(grouped), presets)
+        try:
+            _run(subject, net, recorder, training=training)
+        except Mismatch as error:
+            return str(error)
+        except Exception as error:
+            path = recorder.modules[-1][0] if recorder.modules else ""
+            if not training:
+                return f"{_first_line(error)} (in {path or 'the forward of the model'})"
+            full = _Subject(subject.model, subject.args, subject.kwargs).fresh().train()
+            with suppress(Exception), torch.no_grad():
+                full(*subject.args, **subject.kwargs)
+                return f"{_first_line(error)} (in {path or 'the forward of the model'}, training mode)"
+    return None
+
+
+def _settled(axis: Axis, widths: Mapping[str, int], numbers: Mapping[str, int]) -> Labels:
+    """Final labels of the kept positions of an axis."""
+    labels = []
+    for span in axis.spans:
+        if span.group is None:
+            labels += [FIXED] * span.size
+        else:
+            first = numbers[span.group] + span.start
+            labels += [first + (i // span.repeat) * span.step for i in range(span.kept(widths))]
+    return np.array(labels, dtype=np.int64)
+
+
+# --- odds and ends -----------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _quiet_torch() -> Iterator[None]:
+    """Generators of random numbers are put back, and attention is computed from plain products."""
+    fastpath = torch.backends.mha.get_fastpath_enabled()
+    state = random.getstate()
+    try:
+        torch.backends.mha.set_fastpath_enabled(False)
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fastpath)
+        random.setstate(state)
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
