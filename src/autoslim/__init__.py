@@ -1,0 +1,85 @@
+"""AutoSlim: decides the channel number of every layer of a network for a budget (Yu & Huang 2019).
+
+The public names are imported when first used, so that `import autoslim` (and `autoslim --help`) needs no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from autoslim._version import __version__ as __version__
+
+if TYPE_CHECKING:
+    from autoslim import zoo as zoo
+    from autoslim.calibrate import batch_statistics as batch_statistics
+    from autoslim.calibrate import recalibrate_batchnorm as recalibrate_batchnorm
+    from autoslim.config import Config as Config
+    from autoslim.config import load_config as load_config
+    from autoslim.cost import Budget as Budget
+    from autoslim.cost import MacCost as MacCost
+    from autoslim.cost import MemoryCost as MemoryCost
+    from autoslim.cost import ParamCost as ParamCost
+    from autoslim.errors import AutoSlimError as AutoSlimError
+    from autoslim.export import export_onnx as export_onnx
+    from autoslim.export import export_program as export_program
+    from autoslim.export import load_subnet as load_subnet
+    from autoslim.export import save_subnet as save_subnet
+    from autoslim.judge import Judge as Judge
+    from autoslim.judge import evaluate as evaluate
+    from autoslim.latency import measure_latency as measure_latency
+    from autoslim.recipe import Recipe as Recipe
+    from autoslim.recipe import RetrainRecipe as RetrainRecipe
+    from autoslim.recipe import SupernetRecipe as SupernetRecipe
+    from autoslim.report import render_report as render_report
+    from autoslim.slicing import active_attributes as active_attributes
+    from autoslim.slicing import active_tensors as active_tensors
+    from autoslim.slicing import extract as extract
+    from autoslim.slicing import run_subnet as run_subnet
+    from autoslim.slim import greedy_slim as greedy_slim
+    from autoslim.slim import uniform_like as uniform_like
+    from autoslim.slim import widths_within as widths_within
+    from autoslim.space import ChannelGroup as ChannelGroup
+    from autoslim.space import ChannelSpace as ChannelSpace
+    from autoslim.space import SlimStep as SlimStep
+    from autoslim.space import Widths as Widths
+    from autoslim.supernet import Supernet as Supernet
+    from autoslim.supernet import sandwich_backward as sandwich_backward
+    from autoslim.supernet import soft_cross_entropy as soft_cross_entropy
+    from autoslim.trace import trace as trace
+    from autoslim.train import retrain as retrain
+    from autoslim.train import train_supernet as train_supernet
+
+_HOMES = {
+    "calibrate": ("batch_statistics", "recalibrate_batchnorm"),
+    "config": ("Config", "load_config"),
+    "cost": ("Budget", "MacCost", "MemoryCost", "ParamCost"),
+    "errors": ("AutoSlimError",),
+    "export": ("export_onnx", "export_program", "load_subnet", "save_subnet"),
+    "judge": ("Judge", "evaluate"),
+    "latency": ("measure_latency",),
+    "recipe": ("Recipe", "RetrainRecipe", "SupernetRecipe"),
+    "report": ("render_report",),
+    "slicing": ("active_attributes", "active_tensors", "extract", "run_subnet"),
+    "slim": ("greedy_slim", "uniform_like", "widths_within"),
+    "space": ("ChannelGroup", "ChannelSpace", "SlimStep", "Widths"),
+    "supernet": ("Supernet", "sandwich_backward", "soft_cross_entropy"),
+    "trace": ("trace",),
+    "train": ("retrain", "train_supernet"),
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
+__all__ = [*_HOME, "__version__", "zoo"]  # noqa: PLE0604  # one list of public names, not two
+
+
+def __getattr__(name: str) -> Any:
+    if name == "zoo":
+        return importlib.import_module("autoslim.zoo")
+    if name in _HOME:
+        value = getattr(importlib.import_module(f"autoslim.{_HOME[name]}"), name)
+        globals()[name] = value  # also where a module has the name of what it holds, such as `trace`
+        return value
+    raise AttributeError(f"module 'autoslim' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,255 @@
+"""The command line. Nothing heavy is imported before a command needs it: `autoslim --help` knows no torch."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from autoslim._version import __version__
+from autoslim.errors import AutoSlimError, ConfigError
+
+if TYPE_CHECKING:
+    from autoslim.config import Config
+    from autoslim.run import Run
+    from autoslim.terminal import TerminalProgress
+
+app = typer.Typer(
+    name="autoslim",
+    help="Decide the channel number of every layer of a network for budgets of MACs, parameters or memory.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+_Target = Annotated[str, typer.Argument(help="A configuration file (YAML), or a run directory to go on with.")]
+_Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override, as train.lr=0.1.")]
+_RunDir = Annotated[Path | None, typer.Option("--run-dir", help="Where the run lies (default: runs/NAME).")]
+_Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1, ...")]
+_Threads = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads.")]
+_Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
+_SkipBroken = Annotated[bool, typer.Option("--skip-broken", help="Leave broken images out and count them.")]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; a user's mistake is one line on standard error and exit code 2."""
+    command = typer.main.get_command(app)
+    try:
+        command.main(args=arguments, prog_name="autoslim", standalone_mode=False)
+    except AutoSlimError as error:
+        return _fail(str(error))
+    except KeyboardInterrupt:
+        return _fail("stopped; run the same command again to go on", 130)
+    except Exception as error:
+        shown = getattr(error, "format_message", None)  # a mistake in the arguments, as click reports it
+        if shown is None:
+            if type(error).__name__ == "Abort":
+                return _fail("stopped; run the same command again to go on", 130)
+            raise
+        text = shown()
+        print(text if type(error).__name__ == "NoArgsIsHelpError" else f"error: {' '.join(text.split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _fail(text: str, code: int = 2) -> int:
+    print(f"error: {' '.join(text.split())}", file=sys.stderr)
+    return code
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+) -> None:
+    if version:
+        print(f"autoslim {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def run(
+    config: _Target,
+    set_: _Set = None,
+    run_dir: _RunDir = None,
+    device: _Device = None,
+    threads: _Threads = None,
+    skip_broken: _SkipBroken = False,
+    as_json: _Json = False,
+) -> None:
+    """Everything in a row: train the supernet, search, retrain, export, report. Continues where it was killed."""
+    _stages(config, set_, run_dir, device, threads, skip_broken, as_json, None)
+
+
+@app.command()
+def inspect(
+    target: Annotated[str, typer.Argument(help="A model (torchvision:resnet50, file.py:function, ...) or a YAML file.")],
+    input_shape: Annotated[
+        str | None, typer.Option("--input", metavar="SHAPE", help="Shape of the example input, as 1,3,224,224.")
+    ] = None,
+    budget: Annotated[list[str] | None, typer.Option("--budget", help="Is it within reach? 300M, 50%, params=4M")] = None,
+    set_: _Set = None,
+    as_json: _Json = False,
+) -> None:
+    """What can be slimmed, what is frozen and why, and whether budgets are within reach. Trains nothing."""
+    from rich.console import Console
+
+    from autoslim.inspection import inspect_model
+    from autoslim.terminal import inspect_report
+
+    config = _inspected(target, set_ or [], budget or [])
+    asked = bool(budget) or _is_file(target) or any(text.startswith("slim.budgets") for text in set_ or [])
+    facts = inspect_model(config, _shape(input_shape), from_data=_is_file(target), with_budgets=asked)
+    if as_json:
+        print(json.dumps(facts))
+    else:
+        inspect_report(facts, Console(soft_wrap=False))
+    missed = [entry for entry in facts["budgets"] if not entry["reachable"]]
+    if missed:
+        raise ConfigError(missed[0]["reason"])
+
+
+def _stage_command(name: str, help_text: str) -> None:
+    """Each stage is a command with the same options."""
+
+    def command(
+        config: _Target,
+        set_: _Set = None,
+        run_dir: _RunDir = None,
+        device: _Device = None,
+        threads: _Threads = None,
+        skip_broken: _SkipBroken = False,
+        as_json: _Json = False,
+    ) -> None:
+        _stages(config, set_, run_dir, device, threads, skip_broken, as_json, name)
+
+    app.command(name, help=help_text)(command)
+
+
+_stage_command("train", "Train the supernet (or go on with it).")
+_stage_command("slim", "Search all budgets in one greedy pass on held-out images.")
+_stage_command("retrain", "Train the nets found, and uniform ones of equal MACs by the same recipe.")
+_stage_command("export", "Measure latency and write ONNX files, checked against PyTorch.")
+_stage_command("report", "Write results.json and report.html from what the run holds.")
+
+
+def _stages(
+    target: str,
+    set_: list[str] | None,
+    run_dir: Path | None,
+    device: str | None,
+    threads: int | None,
+    skip_broken: bool,
+    as_json: bool,
+    only: str | None,
+) -> None:
+    """Open the run, then work on one stage or all of them."""
+    from autoslim.run import exclusive, open_run
+
+    root, config = _opened(target, set_ or [], run_dir, device, threads, skip_broken)
+    progress = _progress()
+    with exclusive(root):
+        opened = open_run(root, config)
+        progress.say(f"run directory: {root}")
+        results = _work(opened, progress, only)
+    if results is None:
+        return
+    if as_json:
+        print(json.dumps(results))
+        return
+    from rich.console import Console
+
+    from autoslim.terminal import results_table
+
+    console = Console(width=None if sys.stdout.isatty() else 110)
+    console.print(results_table(results))
+    if opened.report.exists():
+        print(f"report: {opened.report}")
+    print(f"results: {opened.results}")
+
+
+def _work(opened: Run, progress: TerminalProgress, only: str | None) -> dict[str, Any] | None:
+    progress.say("loading torch, tracing the network ...")
+    from autoslim.pipeline import STAGES, prepare
+
+    job = prepare(opened, progress)
+    if job.data.skipped:
+        progress.say(f"{len(job.data.skipped)} broken images were left out, the first: {job.data.skipped[0]}")
+    results = None
+    for name, stage in STAGES.items():
+        if only in (None, name):
+            results = stage(job)
+    return results
+
+
+def _opened(
+    target: str, set_: list[str], run_dir: Path | None, device: str | None, threads: int | None, skip_broken: bool
+) -> tuple[Path, Config]:
+    """The run directory and the configuration that a command line means."""
+    from autoslim.config import load_config, make_config
+    from autoslim.run import read_run
+
+    if skip_broken:
+        set_ = [*set_, "data.skip_broken=true"]
+    path = Path(target)
+    if not path.is_dir():
+        config = load_config(path, set_, device=device, threads=threads)
+        return run_dir or Path("runs") / path.stem, config
+    if run_dir is not None and run_dir.resolve() != path.resolve():
+        raise ConfigError(f"{target} is a run directory already, and --run-dir names another one: {run_dir}")
+    values = read_run(path).config.plain()
+    from autoslim.config import override
+
+    for text in set_:
+        override(values, text)
+    values |= {key: value for key, value in (("device", device), ("threads", threads)) if value is not None}
+    return path, make_config(values, str(path / "config.yaml"))
+
+
+def _inspected(target: str, set_: list[str], budgets: list[str]) -> Config:
+    from autoslim.config import load_config, make_config, override
+    from autoslim.run import read_run
+
+    if Path(target).is_dir():
+        values = read_run(Path(target)).config.plain()
+    elif _is_file(target):
+        values = load_config(target).plain()
+    else:
+        values = {"model": target}
+    for text in set_:
+        override(values, text)
+    if budgets:
+        values["slim"] = {**values.get("slim", {}), "budgets": budgets}
+    return make_config(values, target)
+
+
+def _is_file(target: str) -> bool:
+    """A configuration or a run directory, rather than the name of a model."""
+    return target.endswith((".yaml", ".yml")) or Path(target).is_dir()
+
+
+def _shape(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    try:
+        shape = tuple(int(part) for part in text.replace("x", ",").split(","))
+    except ValueError:
+        shape = ()
+    if not shape or min(shape) < 1:
+        raise ConfigError(f"--input {text!r} is no shape; write it as 1,3,224,224")
+    return shape
+
+
+def _progress() -> TerminalProgress:
+    from rich.console import Console
+
+    from autoslim.terminal import TerminalProgress
+
+    return TerminalProgress(Console(stderr=True))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

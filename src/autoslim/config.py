@@ -1,0 +1,170 @@
+"""The configuration of a run: strict models, YAML, overrides, and errors that name the nearest right key."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
+
+from autoslim.cost import Budget
+from autoslim.errors import BudgetError, ConfigError, nearest
+from autoslim.recipe import RetrainRecipe, SupernetRecipe
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataConfig(_Strict):
+    """Images. `source`: fashion-mnist-mini, an .npz, an image folder, torchvision:NAME or a Python function."""
+
+    source: str = "fashion-mnist-mini"
+    image_size: Annotated[int, Field(ge=1)] | None = None
+    holdout: Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, lt=1)] = 0.2
+    augment: str = "auto"
+    skip_broken: bool = False
+
+
+class SpaceConfig(_Strict):
+    """Which widths may be chosen, and which layers (globs) are left alone."""
+
+    bins: Annotated[int, Field(ge=1)] = 12
+    divisor: Annotated[int, Field(ge=1)] = 8
+    min_ratio: Annotated[float, Field(gt=0, le=1)] = 1 / 6
+    fixed: tuple[str, ...] = ()
+
+
+class SlimConfig(_Strict):
+    """The greedy search: budgets, and the held-out images it looks at (all, if `images` is null)."""
+
+    budgets: Annotated[tuple[str, ...], Field(min_length=1)] = ("50%", "25%")
+    images: Annotated[int, Field(ge=1)] | None = None
+    batch_size: Annotated[int, Field(ge=2)] = 1000
+    score: Literal["accuracy", "loss"] = "loss"
+
+    @field_validator("budgets", mode="before")
+    @classmethod
+    def _texts(cls, budgets: Any) -> Any:
+        listed = [budgets] if isinstance(budgets, (str, int, float)) else budgets
+        if not isinstance(listed, (list, tuple)):
+            return listed
+        texts = tuple(str(budget) for budget in listed)
+        for text in texts:
+            Budget.parse(text)
+        if len(set(texts)) < len(texts):
+            raise BudgetError(f"budgets: {', '.join(texts)} names one twice")
+        return texts
+
+
+class ExportConfig(_Strict):
+    """What is written beside the tensors. "auto": if the extra is installed."""
+
+    onnx: bool | Literal["auto"] = "auto"
+    report: bool | Literal["auto"] = "auto"
+
+
+class Config(_Strict):
+    """Everything about a run."""
+
+    model: str
+    model_args: dict[str, Any] = {}
+    data: DataConfig = DataConfig()
+    space: SpaceConfig = SpaceConfig()
+    train: SupernetRecipe = SupernetRecipe()
+    slim: SlimConfig = SlimConfig()
+    retrain: RetrainRecipe = RetrainRecipe()
+    export: ExportConfig = ExportConfig()
+    calibration_images: Annotated[int, Field(ge=1)] = 1000
+    seed: int = 0
+    device: str = "cpu"
+    threads: Annotated[int, Field(ge=1)] | None = None
+
+    def to_yaml(self) -> str:
+        """Every value, defaults filled in."""
+        return yaml.safe_dump(self.plain(), sort_keys=False, allow_unicode=True)
+
+    def plain(self) -> dict[str, Any]:
+        """As plain JSON types."""
+        values: dict[str, Any] = self.model_dump(mode="json")
+        return values
+
+
+def load_config(path: str | Path, overrides: Iterable[str] = (), **extra: Any) -> Config:
+    """Read YAML, apply `key.path=value` overrides and `extra` top-level values, validate. Raises `ConfigError`."""
+    values = read_yaml(Path(path))
+    for text in overrides:
+        override(values, text)
+    values |= {key: value for key, value in extra.items() if value is not None}
+    return make_config(values, str(path))
+
+
+def make_config(values: Mapping[str, Any], where: str = "configuration") -> Config:
+    """Validate plain values; `ConfigError` in one line, with the nearest key for an unknown one."""
+    try:
+        return Config.model_validate(dict(values))
+    except ValidationError as error:
+        raise ConfigError(f"{where}: {_explain(error)}") from error
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML mapping; `ConfigError` naming file and line otherwise."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        others = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        hint = f"; {nearest(path.name, others)}" if others else ""
+        raise ConfigError(f"no configuration file {str(path)!r}{hint}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} must be a mapping of keys to values, such as 'model: torchvision:resnet50'")
+    return values
+
+
+def override(values: dict[str, Any], text: str) -> None:
+    """Apply one `key.path=value` to plain values, in place; the value is read as YAML."""
+    key, equals, given = text.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"--set {text!r}: write key=value, such as --set train.lr=0.1")
+    try:
+        value = yaml.safe_load(given)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {text!r}: {' '.join(str(error).split())}") from error
+    *parents, last = key.strip().split(".")
+    for parent in parents:
+        inner = values.setdefault(parent, {})
+        if not isinstance(inner, dict):
+            raise ConfigError(f"--set {text!r}: {parent!r} holds a value, and nothing below it can be set")
+        values = inner
+    values[last] = value
+
+
+def _explain(error: ValidationError) -> str:
+    """The first problem, in one line."""
+    first = error.errors()[0]
+    path = [str(part) for part in first["loc"]]
+    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        known = _keys_at(path[:-1])
+        return f"no key {'.'.join(path)!r}; {nearest(path[-1], known)}"
+    if first["type"] == "missing":
+        return f"{'.'.join(path)!r} is missing"
+    # a union reports its members as the last part of the path; the key before it is what the user wrote
+    shown = ".".join(part for part in path if not part.startswith(("constrained", "function-", "literal[", "bool")))
+    given = repr(first["input"])
+    return f"{shown}: {first['msg'].removeprefix('Value error, ')}, got {given if len(given) < 80 else given[:77] + '...'}"
+
+
+def _keys_at(path: list[str]) -> list[str]:
+    """The keys known below a path of keys."""
+    schema = TypeAdapter(Config).json_schema()
+    node: dict[str, Any] = schema
+    for part in path:
+        node = node.get("properties", {}).get(part, {})
+        reference = node.get("$ref", "").rpartition("/")[2]
+        node = schema["$defs"].get(reference, node)
+    return list(node.get("properties", {}))

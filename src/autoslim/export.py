@@ -1,0 +1,176 @@
+"""Networks on disk: plain tensors with their widths, ONNX and torch.export programs. Nothing is ever unpickled."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from autoslim.errors import ExportError, RunError
+from autoslim.files import write_whole
+from autoslim.models import build_model
+from autoslim.slicing import extract
+from autoslim.space import ChannelSpace, Widths
+from autoslim.train import load_unshared, unshared
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
+    """Tensors and a JSON record in one safetensors file, which appears whole or not at all."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_whole(path, save(plain, {"autoslim": json.dumps(record)}))
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What `save_tensors` wrote; `RunError` naming the file if it is damaged or no such file."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            record = json.loads((file.metadata() or {})["autoslim"])
+            return {name: file.get_tensor(name) for name in file.keys()}, dict(record)  # noqa: SIM118
+    except FileNotFoundError:
+        raise RunError(f"there is no file {path}") from None
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{path} is damaged ({error or type(error).__name__}); delete it to compute it again") from error
+
+
+def save_subnet(
+    directory: str | Path,
+    subnet: nn.Module,
+    space: ChannelSpace,
+    widths: Widths,
+    *,
+    model: str | None = None,
+    model_args: Mapping[str, Any] | None = None,
+) -> None:
+    """Write `model.safetensors` and `widths.json` of an extracted subnet.
+
+    `model` is the string that names the original network (`torchvision:resnet50`, `package.module:function`), with
+    `model_args`; without it `load_subnet` has to be given the original network.
+    """
+    space.check(widths)
+    directory = Path(directory)
+    record = {
+        "model": model,
+        "model_args": dict(model_args or {}),
+        "widths": dict(widths),
+        "space": json.loads(space.to_json()),
+    }
+    write_whole(directory / "widths.json", widths.to_json())  # first: the tensors say that the net is there
+    save_tensors(directory / "model.safetensors", unshared(subnet), record)
+
+
+def load_subnet(directory: str | Path, model: nn.Module | Callable[[], nn.Module] | None = None) -> nn.Module:
+    """The plain module saved in `directory`, bit-exact, in evaluation mode.
+
+    `model` is the original network, or a function that builds it; by default it is built from the name saved with the
+    subnet, which imports the module that defines it and runs that function. Nothing is unpickled.
+    """
+    path = Path(directory) / "model.safetensors"
+    tensors, record = load_tensors(path)
+    try:
+        space = ChannelSpace.from_json(json.dumps(record["space"]))
+        widths, name, args = Widths(record["widths"]), record["model"], record["model_args"]
+    except (KeyError, TypeError) as error:
+        raise RunError(f"{path} holds no subnet: {error} is missing") from error
+    if model is None:
+        if name is None:
+            raise ExportError(f"{path} does not name its network; call load_subnet(directory, model=my_network)")
+        model = build_model(name, args)
+    original = model if isinstance(model, nn.Module) else model()
+    subnet = extract(original, space, widths)
+    for parameter_name, tensor in tensors.items():  # half-precision nets come back as they were
+        _match_dtype(subnet, parameter_name, tensor)
+    load_unshared(subnet, tensors)
+    return subnet.eval()
+
+
+def _match_dtype(module: nn.Module, name: str, tensor: Tensor) -> None:
+    path, _, leaf = name.rpartition(".")
+    try:
+        own = getattr(module.get_submodule(path), leaf)
+    except AttributeError:
+        return  # load_unshared names what does not fit
+    if isinstance(own, Tensor) and own.dtype != tensor.dtype:
+        own.data = own.data.to(tensor.dtype)
+
+
+def has_onnx() -> bool:
+    """Are the packages of the extra `autoslim[onnx]` installed?"""
+    from importlib.util import find_spec
+
+    return all(find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime"))
+
+
+def export_onnx(model: nn.Module, example_input: Tensor, path: str | Path) -> None:
+    """Write `model` as ONNX with a free batch size; the file appears whole or not at all. Needs `autoslim[onnx]`."""
+    if not has_onnx():
+        raise ExportError("ONNX export needs onnx, onnxscript and onnxruntime: pip install 'autoslim[onnx]'")
+    import logging
+    import warnings
+
+    training = model.training
+    model.eval()
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    try:
+        with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the exporter's own deprecations: nothing a user could act on
+            beside = Path(scratch) / "model.onnx"
+            batch = torch.cat([example_input, example_input]) if example_input.shape[0] == 1 else example_input
+            torch.onnx.export(
+                model,
+                (batch,),
+                beside,
+                dynamo=True,
+                verbose=False,
+                input_names=["images"],
+                output_names=["logits"],
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                external_data=False,
+            )
+            write_whole(Path(path), beside.read_bytes())
+    except (RuntimeError, ValueError, TypeError, torch.onnx.errors.OnnxExporterError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ExportError(f"{type(model).__name__} cannot be exported to ONNX: {first}") from error
+    finally:
+        model.train(training)
+
+
+def verify_onnx(path: str | Path, model: nn.Module, images: Tensor, tolerance: float = 1e-3) -> float:
+    """The largest difference between onnxruntime and the model on real images, relative to the largest output.
+
+    Raises `ExportError` if it exceeds `tolerance`.
+    """
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    given = session.get_inputs()[0].name
+    actual = torch.from_numpy(session.run(None, {given: images.cpu().numpy()})[0])
+    training = model.training
+    model.eval()
+    with torch.no_grad():
+        expected = model(images).cpu()
+    model.train(training)
+    difference = float((actual - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
+    if not difference <= tolerance:
+        raise ExportError(f"{path}: onnxruntime differs from PyTorch by {difference:.2g} of the largest output")
+    return difference
+
+
+def export_program(model: nn.Module, example_input: Tensor, path: str | Path) -> None:
+    """Write `model` as a `torch.export` program (.pt2) for a fixed input shape."""
+    training = model.training
+    model.eval()
+    try:
+        program = torch.export.export(model, (example_input,))
+        with tempfile.TemporaryDirectory() as scratch:
+            beside = Path(scratch) / "model.pt2"
+            torch.export.save(program, beside)
+            write_whole(Path(path), beside.read_bytes())
+    finally:
+        model.train(training)

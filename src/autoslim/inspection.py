@@ -1,0 +1,53 @@
+"""What `autoslim inspect` says about a network, as plain data."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from autoslim.config import Config
+from autoslim.cost import COSTS, Budget, slimmable_share
+from autoslim.data import load_data
+from autoslim.errors import BudgetError
+from autoslim.models import build_model
+from autoslim.space import ChannelSpace
+from autoslim.trace import trace
+
+_USUAL_SHAPE = (1, 3, 224, 224)
+
+
+def inspect_model(
+    config: Config, shape: tuple[int, ...] | None = None, *, from_data: bool = False, with_budgets: bool = True
+) -> dict[str, Any]:
+    """Groups, frozen layers, costs of the full and the smallest net, and whether each budget is within reach.
+
+    The example input has `shape`, or that of the configured data (`from_data`), or is one 224-pixel colour image.
+    """
+    if shape is None and from_data:
+        data = load_data(config.data.source, image_size=config.data.image_size, skip_broken=config.data.skip_broken)
+        shape = (1, *data.image_shape)
+    model = build_model(config.model, config.model_args)
+    every = trace(model, torch.zeros(shape or _USUAL_SHAPE), fixed=config.space.fixed)
+    space = every.with_choices(config.space.bins, config.space.divisor, config.space.min_ratio)
+    full, smallest = (
+        {name: int(make(space)(widths)) for name, make in COSTS.items()} for widths in (space.full(), space.smallest())
+    )
+    return {
+        "groups": [asdict(group) for group in space.groups.values()],
+        "frozen": [asdict(note) for note in space.notes],
+        **full,
+        "smallest": smallest,
+        "slimmable_macs": slimmable_share(space),
+        "budgets": [_verdict(text, space) for text in config.slim.budgets] if with_budgets else [],
+    }
+
+
+def _verdict(text: str, space: ChannelSpace) -> dict[str, Any]:
+    budget = Budget.parse(text)
+    try:
+        limit = budget.limit(COSTS[budget.metric](space), space)
+    except BudgetError as error:
+        return {"budget": text, "metric": budget.metric, "reachable": False, "reason": str(error)}
+    return {"budget": text, "metric": budget.metric, "reachable": True, "limit": limit}

@@ -1,0 +1,97 @@
+"""One string names a model: `torchvision:resnet50`, `timm:...`, `autoslim:mobilenet_v1`, or the user's own function."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import nn
+
+from autoslim.errors import ConfigError, nearest
+from autoslim.importing import describe, load_object
+
+
+def build_model(name: str, arguments: Mapping[str, Any] | None = None) -> nn.Module:
+    """The network that `name` stands for, built with keyword `arguments`, with fresh weights.
+
+    `torchvision:NAME`, `timm:NAME`, `autoslim:NAME`, or `package.module:function` and `path/to/file.py:function`, where
+    the function (or class) returns an `nn.Module`. Raises `ConfigError` with what would work.
+    """
+    arguments = dict(arguments or {})
+    family, colon, short = name.partition(":")
+    if not colon:
+        raise ConfigError(
+            f"model {name!r}: write autoslim:mobilenet_v1, torchvision:resnet50, timm:..., package.module:function or "
+            f"path/to/file.py:function"
+        )
+    builder = _FAMILIES[family](short) if family in _FAMILIES else load_object(name)
+    if isinstance(builder, nn.Module):
+        if arguments:
+            raise ConfigError(f"model {name!r} is a finished module and takes no model_args; name a function instead")
+        return builder
+    if not callable(builder):
+        raise ConfigError(f"model {name!r} is {type(builder).__name__}, no function that returns a torch.nn.Module")
+    _check_arguments(name, builder, arguments)
+    try:
+        model = builder(**arguments)
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"model {name!r} cannot be built: {describe(error)}") from error
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"model {name!r} gives {type(model).__name__}, no torch.nn.Module")
+    return model
+
+
+def _check_arguments(name: str, builder: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
+    try:
+        parameters = inspect.signature(builder).parameters
+    except (TypeError, ValueError):
+        return
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return
+    for key in arguments:
+        if key not in parameters:
+            raise ConfigError(f"model {name!r} takes no argument {key!r}; {nearest(key, parameters)}")
+
+
+def _autoslim(name: str) -> Callable[..., Any]:
+    from autoslim import zoo
+
+    known = {
+        key: value
+        for key, value in vars(zoo).items()
+        if inspect.isfunction(value) and value.__module__.startswith(zoo.__name__) and not key.startswith("_")
+        and inspect.signature(value).return_annotation in ("nn.Module", nn.Module)
+    }
+    if name not in known:
+        raise ConfigError(f"no network autoslim:{name}; {nearest(name, known)}")
+    return known[name]
+
+
+def _torchvision(name: str) -> Callable[..., Any]:
+    try:
+        from torchvision import models
+    except ImportError:
+        raise ConfigError("torchvision is not installed: pip install 'autoslim[vision]'") from None
+    if name not in models.list_models():
+        raise ConfigError(f"no network torchvision:{name}; {nearest(name, models.list_models())}")
+    return lambda **arguments: models.get_model(name, weights=None, **arguments)
+
+
+def _timm(name: str) -> Callable[..., Any]:
+    try:
+        import timm
+    except ImportError:
+        raise ConfigError("timm is not installed: pip install timm") from None
+    if not timm.is_model(name):
+        raise ConfigError(f"no network timm:{name}; {nearest(name, timm.list_models())}")
+    return lambda **arguments: timm.create_model(name, pretrained=False, **arguments)
+
+
+_FAMILIES: dict[str, Callable[[str], Callable[..., Any]]] = {
+    "autoslim": _autoslim,
+    "torchvision": _torchvision,
+    "timm": _timm,
+}

@@ -1,0 +1,523 @@
+"""The stages of a run: each reads files, writes files, and continues where it was killed."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from autoslim.calibrate import recalibrate_batchnorm
+from autoslim.config import Config
+from autoslim.cost import COSTS, Budget, Cost, slimmable_share
+from autoslim.data import Batches, ImageData, ImageSet, load_data
+from autoslim.errors import ConfigError, ExportError, RunError, TrainError
+from autoslim.export import export_onnx, has_onnx, load_subnet, load_tensors, save_subnet, save_tensors, verify_onnx
+from autoslim.files import append_record, keep_records, read_json, read_records, write_json, write_whole
+from autoslim.judge import SCORES, Judge, evaluate
+from autoslim.latency import measure_latency
+from autoslim.models import build_model
+from autoslim.progress import Progress
+from autoslim.recipe import Recipe
+from autoslim.report import has_plotly, render_report
+from autoslim.run import Run
+from autoslim.slicing import extract
+from autoslim.slim import greedy_slim, uniform_like, widths_within
+from autoslim.space import ChannelSpace, SlimStep, Widths
+from autoslim.supernet import Supernet
+from autoslim.trace import trace
+from autoslim.train import Step, Training, load_unshared, plain_step, sandwich_step, unshared
+
+_SCORE_NAMES = {"accuracy": "held-out accuracy", "loss": "held-out loss (negated)"}
+
+
+@dataclass(frozen=True)
+class Budgeted:
+    """A budget with its cost function and its limit in the unit of that."""
+
+    text: str
+    cost: Cost
+    limit: float
+
+
+@dataclass
+class Job:
+    """What the stages share: data, network and spaces, made once from the configuration."""
+
+    run: Run
+    progress: Progress
+    data: ImageData
+    supernet: Supernet
+    every: ChannelSpace  # all widths the network allows: for uniform nets of equal cost
+    space: ChannelSpace  # the widths that are searched
+    costs: dict[str, Cost]
+    budgets: list[Budgeted]  # from the highest limit on
+    device: torch.device
+
+    @property
+    def config(self) -> Config:
+        """The configuration of the run."""
+        return self.run.config
+
+    def batches(self, images: ImageSet, batch_size: int, recipe: Recipe | None = None, **options: Any) -> Batches:
+        """Images on the device, normalised; with a recipe shuffled and augmented for training."""
+        if recipe is not None:
+            augment = self.config.data.augment
+            augment = self.data.default_augment if augment == "auto" else augment
+            options |= {"augment": augment, "shuffle": True, "drop_last": True, "channels_last": recipe.channels_last}
+        return Batches(
+            images,
+            batch_size,
+            mean=self.data.mean,
+            std=self.data.std,
+            seed=self.config.seed,
+            device=self.device,
+            **options,
+        )
+
+    def calibration(self) -> list[Tensor]:
+        """Training images for BatchNorm statistics, without augmentation."""
+        order = torch.randperm(len(self.data.train), generator=torch.Generator().manual_seed(self.config.seed))
+        chosen = self.data.train.subset(order[: self.config.calibration_images])
+        return [images for images, _ in self.batches(chosen, 250)]
+
+    def held_out(self) -> list[tuple[Tensor, Tensor]]:
+        """The images of the search in batches of about equal size, chosen once by the seed."""
+        order = torch.randperm(len(self.data.holdout), generator=torch.Generator().manual_seed(self.config.seed))
+        chosen = self.data.holdout.subset(order[: self.config.slim.images])
+        count = math.ceil(len(chosen) / self.config.slim.batch_size)
+        return list(self.batches(chosen, math.ceil(len(chosen) / count)))
+
+    def test(self) -> Batches:
+        """The test images, never looked at by training or search."""
+        return self.batches(self.data.test, 500)
+
+    def example(self) -> Tensor:
+        """One image, as costs and latencies are per image."""
+        return torch.zeros(1, *self.data.image_shape, device=self.device)
+
+    def figures(self, widths: Mapping[str, int], space: ChannelSpace | None = None) -> dict[str, int]:
+        """MACs, parameters and memory of widths."""
+        costs = self.costs if space is None else {name: make(space) for name, make in COSTS.items()}
+        return {name: int(cost(widths)) for name, cost in costs.items()}
+
+
+# --- preparation -------------------------------------------------------------------------------------------------
+
+
+def prepare(run: Run, progress: Progress) -> Job:
+    """Load data and network, trace it, and check everything that can be checked before hours of training."""
+    config = run.config
+    device = _device(config.device)
+    torch.set_num_threads(config.threads or torch.get_num_threads())
+    if config.export.onnx is True and not has_onnx():
+        raise ExportError("export.onnx needs onnx, onnxscript and onnxruntime: pip install 'autoslim[onnx]'")
+    if config.export.report is True and not has_plotly():
+        raise ExportError("export.report needs plotly: pip install 'autoslim[report]'")
+    data = _load(config, progress)
+    model = fresh_model(config)
+    example = torch.zeros(1, *data.image_shape)
+    every = trace(model, example, fixed=config.space.fixed)
+    _check_output(config, model, example, data)
+    space = every.with_choices(config.space.bins, config.space.divisor, config.space.min_ratio)
+    costs = {name: make(space) for name, make in COSTS.items()}
+    budgets = []
+    for text in config.slim.budgets:
+        budget = Budget.parse(text)
+        budgets.append(Budgeted(text, costs[budget.metric], budget.limit(costs[budget.metric], space)))
+    budgets.sort(key=lambda b: -b.limit / b.cost(space.full()))
+    if not run.space.exists():
+        write_whole(run.space, space.to_json())
+    if config.train.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    supernet = Supernet(model.to(device), space)
+    trained = run.supernet / "model.safetensors"
+    if trained.exists():
+        load_unshared(model, load_tensors(trained)[0])
+    return Job(run, progress, data, supernet, every, space, costs, budgets, device)
+
+
+def fresh_model(config: Config) -> nn.Module:
+    """The network of the configuration, with the weights its seed gives."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        random.seed(config.seed)
+        return build_model(config.model, config.model_args)
+
+
+def _load(config: Config, progress: Progress) -> ImageData:
+    with progress.bar("images", 1) as advance:
+        return load_data(
+            config.data.source,
+            holdout=config.data.holdout,
+            seed=config.seed,
+            image_size=config.data.image_size,
+            skip_broken=config.data.skip_broken,
+            progress=lambda done, total: advance(done / max(1, total), f"{done} of {total} images"),
+        )
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        first = (str(error).splitlines() or [""])[0]
+        raise ConfigError(f"device {name!r} cannot be used: {first}; cpu always works") from error
+    return device
+
+
+def _check_output(config: Config, model: nn.Module, example: Tensor, data: ImageData) -> None:
+    """The network must give one logit per class."""
+    with torch.no_grad():
+        output = model.eval()(example)
+    model.train()
+    if not isinstance(output, Tensor) or output.ndim != 2:
+        kind = f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
+        raise ConfigError(f"model {config.model!r} gives {kind}; a run needs logits of shape (images, classes)")
+    if output.shape[1] != data.num_classes:
+        raise ConfigError(
+            f"model {config.model!r} gives {output.shape[1]} outputs and the data has {data.num_classes} classes; "
+            f"set model_args.num_classes={data.num_classes} (or your function's own argument)"
+        )
+
+
+# --- stages ------------------------------------------------------------------------------------------------------
+
+
+def train_stage(job: Job) -> None:
+    """Train the supernet; leaves `supernet/model.safetensors` and `supernet/metrics.json`."""
+    run, recipe = job.run, job.config.train
+    done = run.supernet / "model.safetensors"
+    model = _model(job)
+    if done.exists():
+        job.progress.say(f"supernet: trained before, {done}")
+    else:
+        judge = Judge(job.supernet, job.held_out(), "accuracy")
+        _train(
+            job,
+            "supernet",
+            job.supernet,
+            recipe,
+            sandwich_step(job.supernet, recipe),
+            run.supernet,
+            lambda: judge(job.space.full()),
+        )
+        save_tensors(done, unshared(model), {"stage": "supernet", "epochs": recipe.epochs})
+    (run.supernet / "checkpoint.safetensors").unlink(missing_ok=True)
+    metrics = run.supernet / "metrics.json"
+    if not metrics.exists():
+        widest = extract(model, job.space, job.space.full())
+        recalibrate_batchnorm(widest, job.calibration())
+        accuracy = evaluate(widest, job.test())
+        write_json(metrics, {**job.figures(job.space.full()), "accuracy": accuracy})
+        job.progress.say(f"supernet: its widest net has {accuracy:.1%} on the test images")
+
+
+def slim_stage(job: Job) -> None:
+    """Search all budgets in one greedy pass; leaves `slim.jsonl` and `subnets/<budget>/{widths,metrics}.json`."""
+    _need(job.run.supernet / "metrics.json", "train")
+    if all((job.run.subnet(budget.text) / "metrics.json").exists() for budget in job.budgets):
+        job.progress.say(f"search: done before, {job.run.slim_log}")
+        return
+    steps = read_path(job.run, job.space, job.costs["macs"])
+    judge = Judge(job.supernet, job.held_out(), job.config.slim.score)
+    start = steps[-1].widths if steps else job.space.full()
+    # the cost only says when to stop, and each budget may be on another metric: so walk on until all are met
+    path = greedy_slim(
+        job.space,
+        judge,
+        job.costs["macs"],
+        [job.costs["macs"](job.space.smallest())],
+        start=start,
+        on_candidate=lambda group, score: advance(_share_done(job, current, group), f"step {len(steps) + 1}"),
+    )
+    current = start
+    with job.progress.bar("search", 1.0) as advance:
+        while not _all_met(job, current):
+            step = next(path)
+            steps.append(step)
+            current = step.widths
+            record = {"group": step.group, "width": current[step.group], "cost": step.cost, "score": step.score}
+            append_record(job.run.slim_log, record)
+    supernet = read_json(job.run.supernet / "metrics.json")
+    for budget in job.budgets:
+        directory = job.run.subnet(budget.text)
+        if (directory / "metrics.json").exists():
+            continue
+        widths = widths_within(job.space, steps, budget.cost, budget.limit)
+        assert widths is not None, "the walk went on until every budget was met"
+        write_whole(directory / "widths.json", widths.to_json())
+        found = extract(_model(job), job.space, widths)
+        recalibrate_batchnorm(found, job.calibration())
+        accuracy = {"supernet": supernet["accuracy"], "found": evaluate(found, job.test())}
+        write_json(directory / "metrics.json", {"budget": budget.text, **job.figures(widths), "accuracy": accuracy})
+        job.progress.say(f"search: {budget.text} is met after {_steps_to(steps, widths)} steps")
+
+
+def retrain_stage(job: Job, only: Sequence[str] = ()) -> None:
+    """Train the nets found, and uniform ones of equal MACs; leaves `model.safetensors` and both accuracies."""
+    for budget in job.budgets:
+        if only and budget.text not in only:
+            continue
+        directory = job.run.subnet(budget.text)
+        _need(directory / "metrics.json", "slim")
+        metrics = read_json(directory / "metrics.json")
+        widths = Widths.from_json((directory / "widths.json").read_text())
+        plans = [("retrained", directory, job.space, widths)]
+        if job.config.retrain.uniform:
+            ratio, uniform = uniform_like(job.every, COSTS["macs"](job.every), metrics["macs"])
+            metrics["uniform"] = {"macs": job.figures(uniform, job.every)["macs"], "ratio": round(ratio, 4)}
+            plans.append(("uniform", directory / "uniform", job.every, uniform))
+        for kind, place, space, chosen in plans:
+            if kind in metrics["accuracy"]:
+                continue
+            net = _retrained(job, f"{kind} {budget.text}", place, space, chosen)
+            metrics["accuracy"][kind] = evaluate(net, job.test())
+            write_json(directory / "metrics.json", metrics)
+            job.progress.say(f"{kind} {budget.text}: {metrics['accuracy'][kind]:.1%} on the test images")
+
+
+def export_stage(job: Job) -> None:
+    """Measure latency and write ONNX files, compared with PyTorch on real images."""
+    example = job.example()
+    images = next(iter(job.batches(job.data.test.subset(torch.arange(min(8, len(job.data.test)))), 8)))[0]
+    supernet = job.run.supernet / "metrics.json"
+    metrics = read_json(_need(supernet, "train"))
+    if "latency_ms" not in metrics:
+        metrics["latency_ms"] = measure_latency(extract(_model(job), job.space, job.space.full()), example)
+        write_json(supernet, metrics)
+    wants_onnx = has_onnx() if job.config.export.onnx == "auto" else job.config.export.onnx
+    if job.config.export.onnx == "auto" and not wants_onnx:
+        job.progress.say("export: no ONNX files, for autoslim[onnx] is not installed")
+    with job.progress.bar("export", len(job.budgets)) as advance:
+        for index, budget in enumerate(job.budgets):
+            directory = job.run.subnet(budget.text)
+            metrics = read_json(directory / "metrics.json")
+            net = load_subnet(_need(directory / "model.safetensors", "retrain").parent, _builder(job)).to(job.device)
+            if "latency_ms" not in metrics:
+                metrics["latency_ms"] = measure_latency(net, example)
+                write_json(directory / "metrics.json", metrics)
+            if wants_onnx and "onnx" not in metrics:
+                net = net.cpu()
+                export_onnx(net, example.cpu(), directory / "model.onnx")
+                difference = verify_onnx(directory / "model.onnx", net, images.cpu())
+                metrics["onnx"] = {"max_relative_difference": difference}
+                write_json(directory / "metrics.json", metrics)
+            advance(index + 1, budget.text)
+
+
+def report_stage(job: Job) -> dict[str, Any]:
+    """Write `results.json` and `report.html`; returns the results."""
+    run = job.run
+    full = read_json(_need(run.supernet / "metrics.json", "train"))
+    subnets = []
+    for budget in job.budgets:
+        metrics = read_json(_need(run.subnet(budget.text) / "metrics.json", "slim"))
+        accuracy = {kind: metrics["accuracy"].get(kind) for kind in ("supernet", "found", "retrained", "uniform")}
+        subnets.append({**metrics, "accuracy": accuracy, "latency_ms": metrics.get("latency_ms")})
+    results = {
+        "model": job.config.model,
+        "full": full,
+        "subnets": [{**subnet, "uniform": subnet.get("uniform")} for subnet in subnets],
+    }
+    write_json(run.results, results)
+    if job.config.export.report == "auto" and not has_plotly():
+        job.progress.say("report: no report.html, for autoslim[report] is not installed")
+    elif job.config.export.report is not False:
+        write_whole(run.report, render_report(_report_record(job, results)))
+    return results
+
+
+STAGES: dict[str, Callable[[Job], Any]] = {
+    "train": train_stage,
+    "slim": slim_stage,
+    "retrain": retrain_stage,
+    "export": export_stage,
+    "report": report_stage,
+}
+
+
+# --- pieces ------------------------------------------------------------------------------------------------------
+
+
+def _train(
+    job: Job,
+    stage: str,
+    net: nn.Module,
+    recipe: Recipe,
+    step: Step,
+    directory: Path,
+    accuracy: Callable[[], float],
+) -> None:
+    """Run the epochs that are missing, with a line in `train.jsonl` and a checkpoint after each."""
+    batches = job.batches(job.data.train, recipe.batch_size, recipe)
+    training = Training(net, recipe, len(batches), seed=job.config.seed)
+    checkpoint = directory / "checkpoint.safetensors"
+    if checkpoint.exists():
+        tensors, record = load_tensors(checkpoint)
+        training.load_state(tensors, record["epoch"])
+        job.progress.say(f"{stage}: continues after epoch {training.epoch}")
+    lines = read_records(job.run.train_log)
+    kept = [line for line in lines if line.get("stage") != stage or line.get("epoch", 0) <= training.epoch]
+    if len(kept) < len(lines):  # written just before a kill, but the checkpoint was not
+        keep_records(job.run.train_log, kept)
+    total = recipe.epochs * len(batches)
+    with job.progress.bar(stage, total) as advance, _naming(checkpoint):
+        done = training.epoch * len(batches)
+        while not training.is_done:
+
+            def on_step(loss: float) -> None:
+                nonlocal done
+                done += 1
+                advance(done, f"epoch {training.epoch + 1}/{recipe.epochs}, loss {loss:.3f}")
+
+            log = training.run_epoch(batches, step, on_step)
+            append_record(job.run.train_log, {"stage": stage, **asdict(log), "accuracy": accuracy()})
+            save_tensors(checkpoint, training.state(), {"stage": stage, "epoch": training.epoch})
+
+
+def _retrained(job: Job, stage: str, directory: Path, space: ChannelSpace, widths: Widths) -> nn.Module:
+    """The net of these widths, trained by the recipe, or as it was saved when that was done before."""
+    config, recipe = job.config, job.config.retrain
+    if (directory / "model.safetensors").exists():
+        (directory / "checkpoint.safetensors").unlink(missing_ok=True)
+        return load_subnet(directory, _builder(job)).to(job.device)
+    origin = _model(job) if recipe.init == "supernet" else fresh_model(config)
+    net = extract(origin, space, widths).to(job.device)
+    if recipe.init == "supernet":
+        recalibrate_batchnorm(net, job.calibration())
+    if recipe.channels_last:
+        net = net.to(memory_format=torch.channels_last)
+    teacher = None
+    if recipe.distill > 0:
+        teacher = extract(_model(job), job.space, job.space.full())
+        recalibrate_batchnorm(teacher, job.calibration())
+        teacher.eval()
+    step = plain_step(net, recipe, None, teacher, recipe.distill)
+    held_out = job.held_out()
+    _train(job, stage, net, recipe, step, directory, lambda: evaluate(net, held_out))
+    save_subnet(directory, net, space, widths, model=config.model, model_args=config.model_args)
+    (directory / "checkpoint.safetensors").unlink(missing_ok=True)
+    return net
+
+
+def read_path(run: Run, space: ChannelSpace, cost: Cost) -> list[SlimStep]:
+    """The greedy steps written so far; `RunError` if the file is none of this space."""
+    widths, steps = space.full(), []
+    for number, record in enumerate(read_records(run.slim_log), start=1):
+        group = record.get("group")
+        following = space.narrowed(widths, group) if group in space.groups else None
+        if following is None or following[group] != record.get("width"):
+            raise RunError(f"{run.slim_log}, line {number} does not follow from the ones before; delete it to search again")
+        widths = following
+        steps.append(SlimStep(group, widths, cost(widths), float(record["score"])))
+    return steps
+
+
+@contextmanager
+def _naming(checkpoint: Path) -> Iterator[None]:
+    """A failed training says what is left of it."""
+    try:
+        yield
+    except TrainError as error:
+        left = f"the last good checkpoint is {checkpoint}" if checkpoint.exists() else "no epoch was finished before"
+        raise TrainError(f"{error}; {left}") from error
+
+
+def _model(job: Job) -> nn.Module:
+    model = job.supernet.model
+    assert isinstance(model, nn.Module)
+    return model
+
+
+def _builder(job: Job) -> Callable[[], nn.Module]:
+    return lambda: fresh_model(job.config)
+
+
+def _all_met(job: Job, widths: Widths) -> bool:
+    return all(budget.cost(widths) <= budget.limit for budget in job.budgets)
+
+
+def _share_done(job: Job, widths: Widths, group: str) -> float:
+    """How far the walk is to the budget that is farthest away, counting the candidates of the step."""
+    shares = []
+    for budget in job.budgets:
+        most = budget.cost(job.space.full())
+        shares.append(1.0 if most <= budget.limit else (most - budget.cost(widths)) / (most - budget.limit))
+    within = list(job.space.groups).index(group) / len(job.space.groups)
+    steps = sum(len(g.choices) for g in job.space.groups.values())
+    return min(1.0, min(shares) + within / steps)
+
+
+def _steps_to(steps: Sequence[SlimStep], widths: Widths) -> int:
+    return next((number for number, step in enumerate(steps, start=1) if step.widths == widths), 0)
+
+
+def _need(path: Path, stage: str) -> Path:
+    if not path.exists():
+        raise RunError(f"{path} is missing: first run `autoslim {stage}` on this run directory")
+    return path
+
+
+def _report_record(job: Job, results: Mapping[str, Any]) -> dict[str, Any]:
+    run, config, data = job.run, job.config, job.data
+    trainings: dict[str, list[dict[str, Any]]] = {}
+    for line in read_records(run.train_log):
+        trainings.setdefault(line["stage"], []).append(
+            {
+                "epoch": line["epoch"],
+                "loss": line["losses"].get("widest", line["losses"].get("loss")),
+                "accuracy": line["accuracy"],
+                "seconds": line["seconds"],
+            }
+        )
+    subnets = []
+    for budget, subnet in zip(job.budgets, results["subnets"], strict=True):
+        directory = run.subnet(budget.text)
+        names = ("model.safetensors", "model.onnx", "widths.json", "metrics.json")
+        subnets.append(
+            {
+                **subnet,
+                "widths": read_json(directory / "widths.json"),
+                "directory": str(directory),
+                "files": [name for name in names if (directory / name).exists()],
+            }
+        )
+    return {
+        "name": run.name,
+        "model": config.model,
+        **run.provenance,
+        "device": config.device,
+        "threads": config.threads,
+        "seed": config.seed,
+        "data": {
+            "source": config.data.source,
+            "train": len(data.train),
+            "holdout": len(data.holdout),
+            "test": len(data.test),
+            "classes": data.num_classes,
+        },
+        "config_yaml": config.to_yaml(),
+        "metric": "macs",
+        "full": results["full"],
+        "slimmable_macs": slimmable_share(job.space),
+        "groups": [asdict(group) for group in job.space.groups.values()],
+        "subnets": subnets,
+        "path": [
+            {"group": step.group, "cost": step.cost, "score": step.score, "macs": int(step.cost)}
+            for step in read_path(run, job.space, job.costs["macs"])
+        ],
+        "score_name": _SCORE_NAMES[config.slim.score],
+        "training": [{"stage": stage, "epochs": epochs} for stage, epochs in trainings.items()],
+        "frozen": [asdict(note) for note in job.space.notes],
+    }
+
+
+assert set(_SCORE_NAMES) == set(SCORES)

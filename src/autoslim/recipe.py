@@ -1,0 +1,59 @@
+"""How a network is trained, as data: plain Python, so that the configuration can hold it without torch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+from annotated_types import Ge, Gt, Le, Lt
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """SGD with momentum on a schedule per step, as in the papers. `epochs` counts passes over the training images."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    epochs: Annotated[int, Ge(1)] = 30
+    batch_size: Annotated[int, Ge(1)] = 128
+    lr: Annotated[float, Gt(0)] = 0.1
+    momentum: Annotated[float, Ge(0), Lt(1)] = 0.9
+    nesterov: bool = True
+    weight_decay: Annotated[float, Ge(0)] = 1e-4
+    schedule: Literal["linear", "cosine"] = "linear"
+    warmup_epochs: Annotated[float, Ge(0)] = 0.0
+    label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0
+    autocast: Literal["none", "bf16"] = "none"
+    channels_last: bool = False
+
+    def learning_rate(self, step: int, steps_per_epoch: int) -> float:
+        """The rate at a step counted from 0: a linear warm-up, then linear or cosine decay to 0."""
+        warmup = self.warmup_epochs * steps_per_epoch
+        if step < warmup:
+            return self.lr * (step + 1) / (warmup + 1)
+        progress = (step - warmup) / max(1.0, self.epochs * steps_per_epoch - warmup)
+        if self.schedule == "cosine":
+            return self.lr * (1 + math.cos(math.pi * progress)) / 2
+        return self.lr * (1 - progress)
+
+
+@dataclass(frozen=True)
+class SupernetRecipe(Recipe):
+    """Training of the supernet: besides the widest and the narrowest, `num_random` nets per step (n = num_random + 2)."""
+
+    num_random: Annotated[int, Ge(0)] = 2
+    distill: bool = True
+
+
+@dataclass(frozen=True)
+class RetrainRecipe(Recipe):
+    """Training of the nets found, and of the uniform nets beside them.
+
+    `init`: "scratch" (the paper) or "supernet" (its weights). `distill`: weight of the soft cross-entropy against the
+    supernet's widest net, 0 for none. `uniform`: train a uniform-width net of equal cost by the same recipe.
+    """
+
+    init: Literal["scratch", "supernet"] = "scratch"
+    distill: Annotated[float, Ge(0), Le(1)] = 0.0
+    uniform: bool = True

@@ -1,0 +1,168 @@
+"""A run is a directory: where each file lies, which configuration it belongs to, and who may write."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock, Timeout
+
+from autoslim._version import __version__
+from autoslim.config import Config, make_config, read_yaml
+from autoslim.errors import ConfigError, RunError
+from autoslim.files import write_whole
+
+
+@dataclass(frozen=True)
+class Run:
+    """The files of one run (DESIGN: `config.yaml space.json supernet/ train.jsonl slim.jsonl subnets/ ...`)."""
+
+    root: Path
+    config: Config
+    provenance: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """Name of the directory."""
+        return self.root.resolve().name
+
+    @property
+    def space(self) -> Path:
+        """The channel space that is searched."""
+        return self.root / "space.json"
+
+    @property
+    def supernet(self) -> Path:
+        """Directory of the supernet's tensors and figures."""
+        return self.root / "supernet"
+
+    @property
+    def train_log(self) -> Path:
+        """One line per epoch of every training."""
+        return self.root / "train.jsonl"
+
+    @property
+    def slim_log(self) -> Path:
+        """One line per greedy step."""
+        return self.root / "slim.jsonl"
+
+    @property
+    def results(self) -> Path:
+        """The sum of the run."""
+        return self.root / "results.json"
+
+    @property
+    def report(self) -> Path:
+        """The page for people."""
+        return self.root / "report.html"
+
+    def subnet(self, budget: str) -> Path:
+        """Directory of the net found for a budget."""
+        return self.root / "subnets" / _slug(budget)
+
+
+def open_run(root: Path, config: Config) -> Run:
+    """A new run directory, or the one that was begun with this configuration.
+
+    Raises `RunError`, naming the keys that differ, if it was begun with another one. `threads` left open in `config`
+    are those the run was begun with.
+    """
+    slugs = [_slug(budget) for budget in config.slim.budgets]
+    if len(set(slugs)) < len(slugs):
+        raise ConfigError(f"slim.budgets: {', '.join(config.slim.budgets)} would share a directory; write them alike once")
+    path = root / "config.yaml"
+    if not path.exists():
+        if root.exists() and (not root.is_dir() or any(p.name != ".lock" for p in root.iterdir())):
+            raise RunError(f"{root} exists and is no run directory; choose another with --run-dir")
+        provenance = _provenance()
+        config = config.model_copy(update={"threads": config.threads or _available_cpus()})
+        text = config.to_yaml() + yaml.safe_dump({"provenance": provenance}, sort_keys=False)
+        write_whole(path, text)
+        return Run(root, config, provenance)
+    run = read_run(root)
+    if config.threads is None:
+        config = config.model_copy(update={"threads": run.config.threads})
+    before, after = _flat(run.config.plain()), _flat(config.plain())
+    different = [key for key in {**before, **after} if before.get(key) != after.get(key)]
+    if different:
+        first = ", ".join(f"{key} is {before.get(key)!r} there and {after.get(key)!r} now" for key in different[:3])
+        more = f" and {len(different) - 3} more" if len(different) > 3 else ""
+        raise RunError(f"{root} was begun with another configuration: {first}{more}; choose another --run-dir")
+    return run
+
+
+def read_run(root: Path) -> Run:
+    """The run that lies in `root`; `RunError` if there is none."""
+    path = root / "config.yaml"
+    if not path.is_file():
+        raise RunError(f"{root} is no run directory: it has no config.yaml; begin one with: autoslim run CONFIG.yaml")
+    values = read_yaml(path)
+    provenance = values.pop("provenance", {})
+    return Run(root, make_config(values, str(path)), provenance if isinstance(provenance, dict) else {})
+
+
+@contextmanager
+def exclusive(root: Path) -> Iterator[None]:
+    """Only one process at a time works on a run directory; `RunError` for a second one. A kill releases it."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(root / ".lock")
+        with lock.acquire(timeout=0):
+            for leftover in root.rglob(".*.part"):  # of a file that a kill kept from appearing
+                leftover.unlink(missing_ok=True)
+            yield
+    except Timeout:
+        raise RunError(f"{root} is in use by another autoslim process; wait for it or choose another --run-dir") from None
+    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+        raise RunError(f"{root} cannot be used as a run directory: {error.strerror}") from error
+
+
+def _available_cpus() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _slug(budget: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.%_-]+", "-", budget).strip("-.")
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _provenance() -> dict[str, Any]:
+    """Who made the run: version, commit of the sources (if they are a checkout), machine, date."""
+    here = Path(__file__).parent
+    commit = None
+    try:
+        shown = subprocess.run(
+            ["git", "-C", str(here), "rev-parse", "--short", "HEAD"], capture_output=True, text=True, timeout=10, check=False
+        )
+        tracked = subprocess.run(
+            ["git", "-C", str(here), "ls-files", "run.py"], capture_output=True, text=True, timeout=10, check=False
+        )
+        commit = shown.stdout.strip() or None if tracked.stdout.strip() else None
+    except (OSError, subprocess.SubprocessError):
+        pass  # no git: the version has to do
+    return {
+        "version": __version__,
+        "commit": commit,
+        "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        "machine": f"{platform.system()} {platform.machine()}, {_available_cpus()} CPUs, Python {platform.python_version()}"
+        f", torch {metadata.version('torch')}",
+    }

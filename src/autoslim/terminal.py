@@ -1,0 +1,124 @@
+"""What people see: bars with the time left on a terminal, a line now and then in a log, tables at the end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+from rich.table import Table
+
+from autoslim.cost import readable
+from autoslim.progress import Advance, Progress
+
+_LOG_SECONDS = 10.0  # without a terminal: at most one line per bar in this time
+
+
+class TerminalProgress(Progress):
+    """Bars on a terminal, occasional lines elsewhere; everything goes to the console given (standard error)."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+
+    @contextmanager
+    def bar(self, title: str, total: float) -> Iterator[Advance]:
+        """See `Progress.bar`."""
+        started = time.monotonic()
+        with self._live(title, total) if self.console.is_terminal else self._lines(title, total) as advance:
+            yield advance
+        seconds = time.monotonic() - started
+        if seconds >= 1:
+            self.say(f"{title}: done in {seconds:.0f} s")
+
+    def say(self, text: str) -> None:
+        """See `Progress.say`."""
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    @contextmanager
+    def _live(self, title: str, total: float) -> Iterator[Advance]:
+        columns = (
+            TextColumn("{task.description:<16}"),
+            BarColumn(bar_width=28),
+            TaskProgressColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[remark]}", markup=False),
+        )
+        with RichProgress(*columns, console=self.console, transient=True) as bars:
+            task = bars.add_task(title, total=total, remark="")
+            yield lambda done, remark: bars.update(task, completed=done, remark=remark)
+
+    @contextmanager
+    def _lines(self, title: str, total: float) -> Iterator[Advance]:
+        started = last = time.monotonic()
+        first: float | None = None
+
+        def advance(done: float, remark: str) -> None:
+            nonlocal last, first
+            now = time.monotonic()
+            first = done if first is None else first  # a resumed stage does not begin at 0
+            if now - last < _LOG_SECONDS or done <= first:
+                return
+            last = now
+            left = (now - started) / (done - first) * (total - done)
+            self.say(f"{title}: {done / total:.0%}, about {left:.0f} s left, {remark}")
+
+        yield advance
+
+
+def results_table(results: Mapping[str, Any]) -> Table:
+    """The results of a run, one line per budget, the full net first."""
+    table = Table(title=f"{results['model']}: accuracy on test images")
+    for name in ("net", "MACs", "params", "latency"):
+        table.add_column(name, justify="left" if name == "net" else "right", no_wrap=True)
+    for name in ("supernet\nwidest", "found", "retrained", "uniform,\nequal MACs"):
+        table.add_column(name, justify="right")
+    full = results["full"]
+    table.add_row("full", *_sizes(full, full), _percent(full.get("accuracy")), "", "", "")
+    for subnet in results["subnets"]:
+        accuracies = [_percent(subnet["accuracy"][kind]) for kind in ("supernet", "found", "retrained", "uniform")]
+        table.add_row(subnet["budget"], *_sizes(subnet, full), *accuracies)
+    return table
+
+
+def inspect_report(facts: Mapping[str, Any], console: Console) -> None:
+    """What `autoslim inspect` found, for people."""
+    table = Table(title="channel groups")
+    table.add_column("group", overflow="fold")
+    table.add_column("channels", justify="right")
+    table.add_column("choices", overflow="fold")
+    for group in facts["groups"]:
+        table.add_row(group["name"], str(group["size"]), ", ".join(map(str, group["choices"])))
+    console.print(table)
+    if facts["frozen"]:
+        frozen = Table(title="frozen")
+        frozen.add_column("layer", overflow="fold")
+        frozen.add_column("why", overflow="fold")
+        for note in facts["frozen"]:
+            frozen.add_row(note["name"], note["reason"])
+        console.print(frozen)
+    for name in ("macs", "params", "memory"):
+        most, least = facts[name], facts["smallest"][name]
+        console.print(f"{name}: {readable(most)} in full, {readable(least)} ({least / most:.1%}) at the smallest")
+    console.print(f"{facts['slimmable_macs']:.1%} of the MACs are in layers whose output channels can be cut")
+    for budget in facts["budgets"]:
+        verdict = "can be reached" if budget["reachable"] else budget["reason"]
+        console.print(f"budget {budget['budget']}: {verdict}", markup=False, soft_wrap=True)
+
+
+def _sizes(net: Mapping[str, Any], full: Mapping[str, Any]) -> tuple[str, str, str]:
+    latency = net.get("latency_ms")
+    return (
+        f"{readable(net['macs'])} ({net['macs'] / full['macs']:.0%})",
+        f"{readable(net['params'])} ({net['params'] / full['params']:.0%})",
+        "-" if latency is None else f"{latency:.2f} ms",
+    )
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.1%}"
