@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from autoslim.supernet import Supernet as Supernet
     from autoslim.supernet import sandwich_backward as sandwich_backward
     from autoslim.supernet import soft_cross_entropy as soft_cross_entropy
-    from autoslim.trace import trace as trace
+    from autoslim.tracing import trace as trace
     from autoslim.train import retrain as retrain
     from autoslim.train import train_supernet as train_supernet
 
@@ -64,7 +64,7 @@ _HOMES = {
     "slim": ("greedy_slim", "uniform_like", "widths_within"),
     "space": ("ChannelGroup", "ChannelSpace", "SlimStep", "Widths"),
     "supernet": ("Supernet", "sandwich_backward", "soft_cross_entropy"),
-    "trace": ("trace",),
+    "tracing": ("trace",),
     "train": ("retrain", "train_supernet"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
@@ -75,9 +75,7 @@ def __getattr__(name: str) -> Any:
     if name == "zoo":
         return importlib.import_module("autoslim.zoo")
     if name in _HOME:
-        value = getattr(importlib.import_module(f"autoslim.{_HOME[name]}"), name)
-        globals()[name] = value  # also where a module has the name of what it holds, such as `trace`
-        return value
+        return getattr(importlib.import_module(f"autoslim.{_HOME[name]}"), name)
     raise AttributeError(f"module 'autoslim' has no attribute {name!r}")
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from autoslim.errors import DataError
-from autoslim.trace import split_input
+from autoslim.tracing import split_input
 
 
 class _Reached(Exception):

@@ -13,7 +13,7 @@ from autoslim.data import load_data
 from autoslim.errors import BudgetError
 from autoslim.models import build_model
 from autoslim.space import ChannelSpace
-from autoslim.trace import trace
+from autoslim.tracing import trace
 
 _USUAL_SHAPE = (1, 3, 224, 224)
 

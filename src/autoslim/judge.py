@@ -13,7 +13,7 @@ from autoslim.errors import ConfigError, DataError, nearest
 from autoslim.slicing import run_subnet
 from autoslim.space import Widths
 from autoslim.supernet import Supernet
-from autoslim.trace import split_input
+from autoslim.tracing import split_input
 
 Score = Callable[[Any, Any], Tensor]
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from autoslim.trace import split_input
+from autoslim.tracing import split_input
 
 
 def measure_latency(model: nn.Module, example_input: Any, *, repeats: int = 30, warmup: int = 5) -> float:

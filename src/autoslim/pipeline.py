@@ -31,7 +31,7 @@ from autoslim.slicing import extract
 from autoslim.slim import greedy_slim, uniform_like, widths_within
 from autoslim.space import ChannelSpace, SlimStep, Widths
 from autoslim.supernet import Supernet
-from autoslim.trace import trace
+from autoslim.tracing import trace
 from autoslim.train import Step, Training, load_unshared, plain_step, sandwich_step, unshared
 
 _SCORE_NAMES = {"accuracy": "held-out accuracy", "loss": "held-out loss (negated)"}

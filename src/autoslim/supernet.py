@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from autoslim.errors import SpaceError
 from autoslim.slicing import check_model, run_subnet
 from autoslim.space import ChannelSpace, Widths
-from autoslim.trace import split_input
+from autoslim.tracing import split_input
 
 Loss = Callable[[Any, Any], Tensor]
 

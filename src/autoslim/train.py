@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from autoslim.errors import RunError, TrainError
 from autoslim.recipe import Recipe, SupernetRecipe
 from autoslim.supernet import Loss, Supernet, sandwich_backward, soft_cross_entropy
-from autoslim.trace import split_input
+from autoslim.tracing import split_input
 
 Step = Callable[[Any, Any, random.Random], Mapping[str, float]]
 

@@ -1,0 +1,47 @@
+"""A user's own network file, as the command line is given it: `tests/small_net.py:net`."""
+
+from torch import Tensor, nn
+
+
+class Net(nn.Module):
+    """A residual net for 16x16 grey images, with Python control flow in its forward."""
+
+    def __init__(self, channels: int, classes: int) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(1, channels, 3, 2, 1, bias=False), nn.BatchNorm2d(channels), nn.ReLU())
+        self.blocks = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(channels, 2 * channels, 3, 1, 1, bias=False),
+                nn.BatchNorm2d(2 * channels),
+                nn.ReLU(),
+                nn.Conv2d(2 * channels, channels, 1, bias=False),
+                nn.BatchNorm2d(channels),
+            )
+            for _ in range(2)
+        )
+        self.head = nn.Linear(channels, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for index, block in enumerate(self.blocks):
+            x = x + block(x) if index or x.shape[-1] > 4 else block(x)
+        return self.head(x.relu().mean((2, 3)))
+
+
+def net(channels: int = 16, classes: int = 4) -> nn.Module:
+    return Net(channels, classes)
+
+
+def not_a_module() -> str:
+    return "surprise"
+
+
+def crashes() -> nn.Module:
+    raise RuntimeError("the weights are on the other disk")
+
+
+def only_linear() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(256, 4))
+
+
+NUMBER = 3

@@ -1,0 +1,100 @@
+"""The command line itself: help, start-up time, inspect, and mistakes in the arguments."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from autoslim.cli import main
+
+NET = f"{Path(__file__).parent / 'small_net.py'}:net"
+
+
+def test_help_is_there_at_once_and_needs_no_torch() -> None:
+    script = Path(sys.executable).with_name("autoslim")
+    times = []
+    for _ in range(5):
+        started = time.perf_counter()
+        done = subprocess.run([str(script), "--help"], capture_output=True, text=True, check=True)
+        times.append(time.perf_counter() - started)
+    for command in ("run", "inspect", "train", "slim", "retrain", "export", "report"):
+        assert f"  {command} " in done.stdout
+    assert sorted(times)[2] < 0.3
+    code = "import sys; from autoslim.cli import main; main(['--help']); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+
+
+def test_inspect_prints_what_the_readme_promises(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("torchvision")
+    assert main(["inspect", "torchvision:mobilenet_v2", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert {"groups", "frozen", "macs", "params", "memory", "smallest", "slimmable_macs"} <= set(facts)
+    assert len(facts["groups"]) == 25
+    assert facts["groups"][0] == {"name": "features.0.0", "size": 32, "choices": [8, 16, 24, 32]}
+    assert facts["macs"] == 300_774_272
+    assert facts["params"] == 3_504_872
+    assert facts["smallest"]["macs"] < 0.1 * facts["macs"]
+    assert facts["frozen"] == [{"name": "classifier.1", "reason": "its output is an output of the network"}]
+    assert 0.99 < facts["slimmable_macs"] < 1
+
+
+def test_inspect_for_people_names_groups_frozen_layers_and_budgets(capsys: pytest.CaptureFixture[str]) -> None:
+    code = main(["inspect", NET, "--input", "1,1,16,16", "--budget", "50%", "--set", "space.divisor=4"])
+    out = capsys.readouterr().out
+    assert code == 0
+    for text in ("stem.0", "blocks.1.0", "head", "output of the network", "budget 50%: can be reached"):
+        assert text in out
+
+
+def test_inspect_says_that_a_budget_is_out_of_reach(capsys: pytest.CaptureFixture[str]) -> None:
+    code = main(["inspect", NET, "--input", "1,1,16,16", "--budget", "0.001x", "--json"])
+    captured = capsys.readouterr()
+    assert code == 2
+    assert json.loads(captured.out)["budgets"][0]["reachable"] is False
+    assert "smallest net" in captured.err
+
+
+def test_inspect_reads_a_configuration(capsys: pytest.CaptureFixture[str], in_tmp: Path) -> None:
+    config = in_tmp / "c.yaml"
+    config.write_text(f"model: {NET}\nmodel_args: {{classes: 10}}\nspace: {{divisor: 2, fixed: [stem]}}\n")
+    assert main(["inspect", str(config), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert {"name": "stem.0", "reason": "fixed by the user"} in facts["frozen"]
+    assert [budget["budget"] for budget in facts["budgets"]] == ["50%", "25%"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["frobnicate"], "frobnicate"),
+        (["run"], "Missing argument"),
+        (["run", "nowhere.yaml"], "no configuration file 'nowhere.yaml'"),
+        (["run", "c.yaml", "--epochs", "3"], "--epochs"),
+        (["run", "c.yaml", "--threads", "0"], "--threads"),
+        (["run", "c.yaml", "--set", "train"], "write key=value"),
+        (["run", "broken.yaml"], "no valid YAML"),
+        (["run", "list.yaml"], "must be a mapping"),
+        (["inspect", "torchvision:mobilnet_v2"], "did you mean 'mobilenet_v2'"),
+        (["inspect", NET], "does not run on the example input of shape (1, 3, 224, 224)"),
+        (["inspect", NET, "--input", "abc"], "write it as 1,3,224,224"),
+        (["inspect", NET, "--input", "1,1,16,16", "--set", "space.fixed=[sten]"], "did you mean 'stem'"),
+        (["slim", "."], "is no run directory"),
+    ],
+)
+def test_mistakes_get_one_line_and_exit_code_2(
+    arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str], in_tmp: Path
+) -> None:
+    (in_tmp / "c.yaml").write_text("model: autoslim:mobilenet_v1\n")
+    (in_tmp / "broken.yaml").write_text("model: [unclosed\n")
+    (in_tmp / "list.yaml").write_text("- model\n")
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1
+    assert expected in captured.err
+    assert captured.out == ""

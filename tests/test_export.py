@@ -1,0 +1,129 @@
+"""Saved nets come back bit for bit without unpickling; exported ones compute the same."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import autoslim
+from autoslim.errors import AutoSlimError, ExportError, RunError
+
+NET = f"{Path(__file__).parent / 'small_net.py'}:net"
+
+
+def _subnet(seed: int = 0) -> tuple[nn.Module, autoslim.ChannelSpace, autoslim.Widths]:
+    from autoslim.models import build_model
+
+    model = build_model(NET, {"channels": 12})
+    space = autoslim.trace(model, torch.zeros(1, 1, 16, 16))
+    widths = space.sample(random.Random(seed))
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+    return autoslim.extract(model, space, widths).eval(), space, widths
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_save_then_load_is_the_identity(tmp_path: Path, seed: int) -> None:
+    subnet, space, widths = _subnet(seed)
+    autoslim.save_subnet(tmp_path, subnet, space, widths, model=NET, model_args={"channels": 12})
+    again = autoslim.load_subnet(tmp_path)
+    assert not again.training
+    assert type(again) is type(subnet)
+    expected = subnet.state_dict()
+    assert expected.keys() == again.state_dict().keys()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in again.state_dict().items())
+    x = torch.randn(3, 1, 16, 16)
+    assert torch.equal(again(x), subnet(x))
+    assert autoslim.Widths.from_json((tmp_path / "widths.json").read_text()) == widths
+
+
+def test_tied_weights_and_half_precision_come_back(tmp_path: Path) -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Linear(6, 10)
+            self.one, self.two = nn.Linear(10, 10), nn.Linear(10, 10)
+            self.two.weight = self.one.weight
+            self.head = nn.Linear(10, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.two(self.one(self.stem(x).relu()).relu()).relu())
+
+    model = Tied()
+    space = autoslim.trace(model, torch.zeros(1, 6))
+    widths = space.uniform(0.5)
+    subnet = autoslim.extract(model, space, widths).bfloat16().eval()
+    autoslim.save_subnet(tmp_path, subnet, space, widths)
+    again = autoslim.load_subnet(tmp_path, Tied)
+    assert again.two.weight is again.one.weight
+    assert again.stem.weight.dtype is torch.bfloat16
+    x = torch.randn(4, 6).bfloat16()
+    assert torch.equal(again(x), subnet(x))
+
+
+def test_a_net_without_a_name_needs_its_original(tmp_path: Path) -> None:
+    subnet, space, widths = _subnet()
+    autoslim.save_subnet(tmp_path, subnet, space, widths)
+    with pytest.raises(ExportError, match="load_subnet\\(directory, model=my_network\\)"):
+        autoslim.load_subnet(tmp_path)
+    from autoslim.models import build_model
+
+    again = autoslim.load_subnet(tmp_path, build_model(NET, {"channels": 12}))
+    x = torch.randn(2, 1, 16, 16)
+    assert torch.equal(again(x), subnet(x))
+    with pytest.raises(AutoSlimError, match="another model"):
+        autoslim.load_subnet(tmp_path, build_model(NET, {"channels": 16}))
+
+
+def test_files_that_are_no_subnets_are_named(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="there is no file"):
+        autoslim.load_subnet(tmp_path)
+    for content in (b"", b"x" * 100, (2**60).to_bytes(8, "little") + b"{}"):
+        (tmp_path / "model.safetensors").write_bytes(content)
+        with pytest.raises(RunError, match=r"model\.safetensors is damaged"):
+            autoslim.load_subnet(tmp_path)
+    torch.save({"weight": torch.zeros(2)}, tmp_path / "model.safetensors")  # a pickle is never read
+    with pytest.raises(RunError, match="damaged"):
+        autoslim.load_subnet(tmp_path)
+
+
+def test_onnx_computes_the_same_for_any_batch(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    from autoslim.export import verify_onnx
+
+    subnet, _, _ = _subnet()
+    path = tmp_path / "model.onnx"
+    autoslim.export_onnx(subnet, torch.zeros(1, 1, 16, 16), path)
+    for batch in (1, 5):
+        assert verify_onnx(path, subnet, torch.randn(batch, 1, 16, 16)) < 1e-4
+    with torch.no_grad():
+        subnet.head.bias += 1
+    with pytest.raises(ExportError, match="onnxruntime differs"):
+        verify_onnx(path, subnet, torch.randn(2, 1, 16, 16))
+
+
+def test_a_net_that_onnx_cannot_hold_is_a_clear_error(tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+
+    class Branches(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * 2 if float(x.sum()) > 0 else x
+
+    with pytest.raises(ExportError, match="Branches cannot be exported to ONNX"):
+        autoslim.export_onnx(Branches(), torch.zeros(1, 1, 4, 4), tmp_path / "model.onnx")
+    assert not (tmp_path / "model.onnx").exists()
+
+
+def test_an_exported_program_computes_the_same(tmp_path: Path) -> None:
+    subnet, _, _ = _subnet()
+    autoslim.export_program(subnet, torch.zeros(2, 1, 16, 16), tmp_path / "model.pt2")
+    program = torch.export.load(tmp_path / "model.pt2").module()
+    x = torch.randn(2, 1, 16, 16)
+    assert torch.allclose(program(x), subnet(x), atol=1e-6)

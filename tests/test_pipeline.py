@@ -1,0 +1,374 @@
+"""The main job from the command line: files, results, resuming after kill -9, and mistakes found before training."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+import autoslim
+from autoslim import pipeline
+from autoslim.cli import main
+from autoslim.space import ChannelSpace, Widths
+
+NET = f"{Path(__file__).parent / 'small_net.py'}:net"
+
+
+@pytest.fixture
+def config(in_tmp: Path, shapes_npz: Path) -> Path:
+    """A configuration that runs in a few seconds."""
+    values = {
+        "model": NET,
+        "data": {"source": str(shapes_npz), "holdout": 150, "augment": "none"},
+        "space": {"bins": 4, "divisor": 4, "min_ratio": 0.25},
+        "train": {"epochs": 3, "batch_size": 50, "lr": 0.05},
+        "slim": {"budgets": ["50%", "params=30%"], "batch_size": 150},
+        "retrain": {"epochs": 2, "batch_size": 50, "lr": 0.05},
+        "export": {"onnx": False},
+        "calibration_images": 200,
+        "threads": 1,
+    }
+    path = in_tmp / "small.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def run(*arguments: str) -> int:
+    return main([str(argument) for argument in arguments])
+
+
+def artefacts(root: Path) -> dict[str, Any]:
+    """What two runs must share: search path, widths byte for byte, figures and accuracies (not times)."""
+    found: dict[str, Any] = {"path": (root / "slim.jsonl").read_bytes()}
+    for path in sorted(root.rglob("widths.json")):
+        found[str(path.relative_to(root))] = path.read_bytes()
+    for path in sorted(root.rglob("metrics.json")):
+        found[str(path.relative_to(root))] = json.loads(path.read_text()) | {"latency_ms": None}
+    log = [json.loads(line) | {"seconds": None} for line in (root / "train.jsonl").read_text().splitlines()]
+    found["train"] = log
+    for path in sorted(root.rglob("model.safetensors")):
+        found[str(path.relative_to(root))] = path.read_bytes()
+    return found
+
+
+def test_a_run_leaves_everything_the_design_promises(
+    config: Path, in_tmp: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("run", config, "--json", "--set", "export.onnx=true") == 0
+    root = in_tmp / "runs" / "small"
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == json.loads((root / "results.json").read_text())
+    assert printed["model"] == NET
+    assert [subnet["budget"] for subnet in printed["subnets"]] == ["50%", "params=30%"]
+    space = ChannelSpace.from_json((root / "space.json").read_text())
+    macs, params = autoslim.MacCost(space), autoslim.ParamCost(space)
+    assert printed["full"]["macs"] == macs(space.full())
+    for subnet in printed["subnets"]:
+        directory = root / "subnets" / {"50%": "50%", "params=30%": "params-30%"}[subnet["budget"]]
+        widths = Widths.from_json((directory / "widths.json").read_text())
+        space.check(widths)
+        assert subnet["macs"] == macs(widths)
+        assert subnet["params"] == params(widths)
+        assert subnet["latency_ms"] > 0
+        assert set(subnet["accuracy"]) == {"supernet", "found", "retrained", "uniform"}
+        assert all(0.0 <= value <= 1.0 for value in subnet["accuracy"].values())
+        assert subnet["uniform"]["macs"] == pytest.approx(subnet["macs"], rel=0.1)
+        assert {"model.safetensors", "model.onnx", "metrics.json"} <= {path.name for path in directory.iterdir()}
+        net = autoslim.load_subnet(directory)
+        assert sum(p.numel() for p in net.parameters()) == subnet["params"]
+        assert type(net).__name__ == "Net"
+    first, second = printed["subnets"]
+    assert first["macs"] <= 0.5 * printed["full"]["macs"]
+    assert second["params"] <= 0.3 * printed["full"]["params"]
+    assert yaml.safe_load((root / "config.yaml").read_text())["provenance"]["version"] == autoslim.__version__
+    page = (root / "report.html").read_text()
+    assert "params=30%" in page
+    assert not list(root.rglob("*.part"))
+    assert not list(root.rglob("checkpoint.safetensors"))
+
+
+def test_it_learns_and_the_search_beats_the_supernets_chance(config: Path, in_tmp: Path) -> None:
+    assert run("run", config, "--set", "train.epochs=8", "--set", "retrain.epochs=12") == 0
+    results = json.loads((in_tmp / "runs/small/results.json").read_text())
+    for subnet in results["subnets"]:
+        assert subnet["accuracy"]["supernet"] > 0.6  # four classes: chance is 0.25
+        assert subnet["accuracy"]["found"] > 0.5
+        assert subnet["accuracy"]["retrained"] > 0.6
+
+
+def test_stage_by_stage_equals_all_in_a_row_and_two_runs_are_equal(config: Path, in_tmp: Path) -> None:
+    assert run("run", config, "--run-dir", "whole") == 0
+    assert run("train", config, "--run-dir", "steps") == 0
+    for stage in ("slim", "retrain", "export", "report"):
+        assert run(stage, "steps") == 0
+    assert artefacts(in_tmp / "whole") == artefacts(in_tmp / "steps")
+    assert run("run", config, "--run-dir", "other", "--set", "seed=1") == 0
+    assert artefacts(in_tmp / "whole") != artefacts(in_tmp / "other")
+
+
+def _killed_when(config: Path, root: Path, moment: Callable[[], bool]) -> None:
+    """Start the job in a process of its own and `kill -9` it at a moment."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "autoslim.cli", "run", str(config), "--run-dir", str(root)]
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    try:
+        while not moment():
+            assert time.monotonic() < deadline, "the moment to kill it never came"
+            assert process.poll() is None, "the job ended before it could be killed"
+            time.sleep(0.002)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+
+
+def _lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+@pytest.mark.slow
+def test_killed_at_any_stage_it_ends_in_the_same_result(config: Path, in_tmp: Path) -> None:
+    assert run("run", config, "--run-dir", "whole") == 0
+    root = in_tmp / "killed"
+    _killed_when(config, root, lambda: (root / "supernet" / "checkpoint.safetensors").exists())
+    _killed_when(config, root, lambda: _lines(root / "train.jsonl") >= 3)
+    _killed_when(config, root, lambda: _lines(root / "slim.jsonl") >= 2)
+    with open(root / "slim.jsonl", "a") as file:
+        file.write('{"group": "stem.0", "wid')  # what a kill within a write leaves
+    _killed_when(config, root, lambda: (root / "subnets/50%/uniform/checkpoint.safetensors").exists())
+    (root / "subnets" / ".model.safetensors.77.part").write_bytes(b"half")
+    assert run("run", config, "--run-dir", str(root)) == 0
+    assert artefacts(root) == artefacts(in_tmp / "whole")
+    assert not list(root.rglob("*.part"))
+
+
+def test_a_finished_run_returns_at_once_with_the_same_results(config: Path, in_tmp: Path) -> None:
+    assert run("run", config) == 0
+    root = in_tmp / "runs" / "small"
+    before = artefacts(root)
+    stamp = (root / "supernet/model.safetensors").stat().st_mtime_ns
+    assert run("run", config) == 0
+    assert artefacts(root) == before
+    assert (root / "supernet/model.safetensors").stat().st_mtime_ns == stamp
+
+
+def test_retraining_can_start_from_the_supernet_and_learn_from_it(config: Path, in_tmp: Path) -> None:
+    options = ("--set", "retrain.init=supernet", "--set", "retrain.distill=0.5", "--set", "retrain.uniform=false")
+    assert run("run", config, *options) == 0
+    results = json.loads((in_tmp / "runs/small/results.json").read_text())
+    for subnet in results["subnets"]:
+        assert subnet["accuracy"]["uniform"] is None
+        assert subnet["uniform"] is None
+    lines = [json.loads(line) for line in (in_tmp / "runs/small/train.jsonl").read_text().splitlines()]
+    losses = {line["stage"]: line["losses"] for line in lines if line["epoch"] == 1}
+    assert set(losses) == {"supernet", "retrained 50%", "retrained params=30%"}
+
+
+def test_bf16_and_channels_last_run(config: Path, in_tmp: Path) -> None:
+    options = [f"--set={stage}.{key}" for stage in ("train", "retrain") for key in ("autocast=bf16", "channels_last=true")]
+    assert run("run", config, *options, "--set", "slim.score=accuracy") == 0
+    results = json.loads((in_tmp / "runs/small/results.json").read_text())
+    assert results["subnets"][0]["accuracy"]["retrained"] > 0.25
+
+
+# --- mistakes: one line, exit code 2, nothing lost ---------------------------------------------------------------
+
+
+def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The one line that a mistake gets."""
+    capsys.readouterr()
+    assert run(*arguments) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    return errors[0]
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ("model=torchvision:resnet51", "did you mean"),
+        ("model=autoslim:mobilenet_v3", "did you mean"),
+        ("model=resnet50", "torchvision:resnet50"),
+        ("model=tests/nowhere.py:net", "no Python file"),
+        ("model=NET_FILE:nett", "did you mean 'net'"),
+        ("model=NET_FILE:NUMBER", "no function"),
+        ("model=NET_FILE:not_a_module", "gives str"),
+        ("model=NET_FILE:crashes", "the weights are on the other disk"),
+        ("model=NET_FILE:only_linear", "nothing in Sequential can be slimmed"),
+        ("model_args.chanels=8", "did you mean 'channels'"),
+        ("model_args.classes=7", "7 outputs and the data has 4 classes"),
+        ("space.fixed=[blocs.*]", "did you mean"),
+        ("space.min_ratio=0", "greater than 0"),
+        ("slim.budgets=[50%, 3Q]", "no unit 'Q'"),
+        ("slim.budgets=[latncy=3]", "no metric 'latncy'"),
+        ("slim.budgets=[1%]", "the smallest net of this space has"),
+        ("slim.budgets=[900M]", "above the full net"),
+        ("train.epoch=3", "did you mean 'epochs'"),
+        ("trian.epochs=3", "did you mean 'train'"),
+        ("train.lr=fast", "train.lr"),
+        ("data.source=fashion-mnist-minni", "did you mean"),
+        ("data.augment=flipp", "did you mean 'flip'"),
+        ("device=cuda:99", "cannot be used"),
+        ("train.batch_size=5000", "batch_size"),
+    ],
+)
+def test_a_mistake_is_found_before_training(
+    config: Path, in_tmp: Path, capsys: pytest.CaptureFixture[str], setting: str, expected: str
+) -> None:
+    setting = setting.replace("NET_FILE", str(Path(__file__).parent / "small_net.py"))
+    assert expected in fails(capsys, "run", str(config), "--set", setting)
+    assert not (in_tmp / "runs/small/supernet/checkpoint.safetensors").exists()
+
+
+def test_a_loss_that_is_not_a_number_stops_with_the_step_and_keeps_the_checkpoint(
+    config: Path, in_tmp: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "no epoch was finished" in fails(capsys, "train", config, "--run-dir", "bad", "--set", "train.lr=1e30")
+    # an epoch that works, then one that does not
+    real = pipeline.sandwich_step
+
+    def poisoned(*arguments: Any) -> Any:
+        step, calls = real(*arguments), 0
+
+        def wrapped(*inputs: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            return step(*inputs) if calls <= 12 else {"widest": float("nan")}
+
+        return wrapped
+
+    monkeypatch.setattr(pipeline, "sandwich_step", poisoned)
+    error = fails(capsys, "train", config)
+    assert "step 4 of epoch 2" in error
+    assert "the last good checkpoint is" in error
+    monkeypatch.undo()
+    assert run("train", config, "--run-dir", str(in_tmp / "runs/small")) == 0
+
+
+def test_a_directory_of_another_configuration_is_refused(
+    config: Path, capsys: pytest.CaptureFixture[str], in_tmp: Path
+) -> None:
+    assert run("train", config) == 0
+    error = fails(capsys, "run", config, "--set", "train.lr=0.3")
+    assert "train.lr is 0.05 there and 0.3 now" in error
+    (in_tmp / "full").mkdir()
+    (in_tmp / "full" / "thesis.tex").write_text("do not touch")
+    assert "is no run directory" in fails(capsys, "run", config, "--run-dir", "full")
+    assert (in_tmp / "full" / "thesis.tex").read_text() == "do not touch"
+    assert "is no run directory" in fails(capsys, "slim", "full")
+    assert "first run `autoslim slim`" in fails(capsys, "retrain", "runs/small")
+
+
+@pytest.mark.parametrize("damage", [b"", b"garbage", None])
+def test_a_damaged_checkpoint_is_named(
+    config: Path, in_tmp: Path, capsys: pytest.CaptureFixture[str], damage: bytes | None
+) -> None:
+    assert run("train", config) == 0
+    path = in_tmp / "runs/small/supernet/model.safetensors"
+    path.write_bytes(path.read_bytes()[:-50] if damage is None else damage)
+    error = fails(capsys, "slim", "runs/small")
+    assert str(path.relative_to(in_tmp)) in error
+    assert "damaged" in error
+    path.unlink()
+    (path.parent / "metrics.json").unlink()
+    assert run("train", "runs/small") == 0
+
+
+def test_a_damaged_search_log_is_named(config: Path, in_tmp: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("train", config) == 0
+    assert run("slim", "runs/small") == 0
+    log = in_tmp / "runs/small/slim.jsonl"
+    for path in (in_tmp / "runs/small/subnets").rglob("metrics.json"):
+        path.unlink()
+    good = log.read_text()
+    log.write_text(good.replace('{"group"', '{"grup"', 1))
+    assert "line 1 does not follow" in fails(capsys, "slim", "runs/small")
+    log.write_text("not json\n" + good)
+    assert "line 1 is damaged" in fails(capsys, "slim", "runs/small")
+    log.write_text(good)
+    assert run("slim", "runs/small") == 0
+
+
+def test_a_full_disk_loses_nothing(
+    config: Path, in_tmp: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run("run", config, "--run-dir", "whole") == 0
+    real, calls = os.fsync, 0
+
+    def full(descriptor: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > 14:
+            raise OSError(28, "No space left on device")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    error = fails(capsys, "run", config, "--run-dir", "again")
+    assert "No space left on device" in error
+    assert "free some space" in error
+    monkeypatch.undo()
+    assert run("run", config, "--run-dir", "again") == 0
+    assert artefacts(in_tmp / "again") == artefacts(in_tmp / "whole")
+
+
+def test_two_processes_do_not_share_a_run_directory(
+    config: Path, in_tmp: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from autoslim.run import exclusive
+
+    with exclusive(in_tmp / "runs" / "small"):
+        assert "in use by another autoslim process" in fails(capsys, "run", config)
+    assert run("train", config) == 0
+
+
+def test_a_missing_extra_is_named_before_training(
+    config: Path, in_tmp: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "has_onnx", lambda: False)
+    assert "autoslim[onnx]" in fails(capsys, "run", config, "--set", "export.onnx=true")
+    monkeypatch.setattr(pipeline, "has_plotly", lambda: False)
+    assert "autoslim[report]" in fails(capsys, "run", config, "--run-dir", "b", "--set", "export.report=true")
+    assert not (in_tmp / "runs/small/supernet").exists()
+
+
+def test_the_test_images_are_never_seen_before_the_figures(
+    config: Path, in_tmp: Path, shapes_npz: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Search and training give the same nets when the test images are noise."""
+    import numpy as np
+
+    assert run("run", config) == 0
+    arrays = dict(np.load(shapes_npz))
+    arrays["x_test"] = np.random.default_rng(1).integers(0, 255, arrays["x_test"].shape).astype(np.uint8)
+    other = in_tmp / "noise.npz"
+    np.savez(other, **arrays)
+    assert run("run", config, "--run-dir", "noise", "--set", f"data.source={other}") == 0
+    before, after = artefacts(in_tmp / "runs/small"), artefacts(in_tmp / "noise")
+    same = [key for key in before if not key.endswith("metrics.json")]
+    assert all(before[key] == after[key] for key in same)
+    assert before["supernet/metrics.json"] != after["supernet/metrics.json"]
+
+
+def test_a_cut_net_gives_the_accuracy_that_was_reported(config: Path, in_tmp: Path) -> None:
+    assert run("run", config) == 0
+    root = in_tmp / "runs/small"
+    from autoslim.data import Batches, load_data
+
+    source = yaml.safe_load(config.read_text())["data"]["source"]
+    data = load_data(source, holdout=150, seed=0)
+    batches = Batches(data.test, 64, mean=data.mean, std=data.std)
+    for subnet in json.loads((root / "results.json").read_text())["subnets"]:
+        net = autoslim.load_subnet(root / "subnets" / subnet["budget"].replace("=", "-"))
+        assert autoslim.evaluate(net, batches) == pytest.approx(subnet["accuracy"]["retrained"], abs=1e-9)
+        assert not any(parameter.is_meta for parameter in net.parameters())
+        assert torch.get_num_threads() == 1
