@@ -1,0 +1,88 @@
+"""What the networks share: rounding of widths, a convolution with its BatchNorm, weights to begin with."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from torch import Tensor, nn
+
+from autoslim.errors import ConfigError
+
+
+def make_divisible(channels: float, divisor: int = 8) -> int:
+    """The nearest multiple of `divisor`, but never less than 90 % of `channels` (MobileNet v2)."""
+    rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)
+    return rounded + divisor if rounded < 0.9 * channels else rounded
+
+
+def scaled(channels: Sequence[int], width: float) -> list[int]:
+    """Channel numbers at a width multiplier."""
+    if width <= 0:
+        raise ConfigError(f"width must be above 0, got {width}; the papers use 0.25 to 1.5")
+    return [make_divisible(channel * width) for channel in channels]
+
+
+def checked(channels: Sequence[int], length: int, layout: str) -> list[int]:
+    """An explicit channel list of the right length."""
+    listed = list(channels)
+    if len(listed) != length:
+        raise ConfigError(f"channels has {len(listed)} entries; this network needs {length}: {layout}")
+    for index, channel in enumerate(listed):
+        if isinstance(channel, bool) or not isinstance(channel, int) or channel < 1:
+            raise ConfigError(f"channels[{index}] is {channel!r}; every entry is a whole number of at least 1")
+    return listed
+
+
+def conv_bn(
+    incoming: int,
+    outgoing: int,
+    kernel: int = 1,
+    stride: int = 1,
+    *,
+    groups: int = 1,
+    activation: Callable[[], nn.Module] | None = None,
+) -> nn.Sequential:
+    """A convolution without bias that keeps the size (at stride 1), BatchNorm, and an activation if there is one."""
+    layers: list[nn.Module] = [
+        nn.Conv2d(incoming, outgoing, kernel, stride, kernel // 2, groups=groups, bias=False),
+        nn.BatchNorm2d(outgoing),
+    ]
+    return nn.Sequential(*layers, *([activation()] if activation else []))
+
+
+def relu6() -> nn.Module:
+    """The activation of the mobile networks."""
+    return nn.ReLU6(inplace=True)
+
+
+def relu() -> nn.Module:
+    """The activation of the residual networks."""
+    return nn.ReLU(inplace=True)
+
+
+def initialise(model: nn.Module) -> None:
+    """Convolutions N(0, sqrt(2 / (k * k * out))), linear layers N(0, 0.01), biases 0, as the papers' code."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels
+            nn.init.normal_(module.weight, 0.0, math.sqrt(2 / fan_out))
+        elif isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, 0.0, 0.01)
+        if isinstance(module, (nn.Conv2d, nn.Linear)) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+class Classifier(nn.Module):
+    """Features (N, C, H, W), global average, one linear layer: logits (N, classes)."""
+
+    def __init__(self, features: nn.Sequential, channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.features = features
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.classifier = nn.Linear(channels, num_classes)
+        initialise(self)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits of images (N, C, H, W)."""
+        return self.classifier(self.pool(self.features(images)).flatten(1))  # type: ignore[no-any-return]

@@ -1,0 +1,89 @@
+"""ResNet-50 with stride in the 3x3 convolution, and ResNet-20 for small images (He et al. 2015)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from autoslim.errors import ConfigError
+from autoslim.zoo.layers import Classifier, checked, conv_bn, relu, scaled
+
+_BLOCKS = (3, 4, 6, 3)
+
+
+def resnet50(
+    width: float = 1.0,
+    channels: Sequence[int] | None = None,
+    *,
+    num_classes: int = 1000,
+    in_channels: int = 3,
+    stem_stride: int = 2,
+) -> nn.Module:
+    """ResNet-50 for images (N, in_channels, H, W); logits (N, num_classes).
+
+    `channels` replaces `width` and `num_classes`: [conv0, then per stage stage_out and per block (mid1, mid2, out),
+    num_classes]. With `stem_stride=1` (small images) the stem is a 3x3 convolution and there is no pooling after it.
+    """
+    if channels is None:
+        plan = scaled([64], width)
+        for index, blocks in enumerate(_BLOCKS):
+            middle, outgoing = scaled([64 * 2**index, 256 * 2**index], width)
+            plan += [outgoing, *[middle, middle, outgoing] * blocks]
+        plan.append(num_classes)
+    else:
+        length = 2 + sum(1 + 3 * blocks for blocks in _BLOCKS)
+        plan = checked(channels, length, "[conv0, per stage: out, per block (mid1, mid2, out); num_classes]")
+    conv0, *rest, num_classes = plan
+    small = stem_stride == 1
+    features: list[nn.Module] = [conv_bn(in_channels, conv0, 3 if small else 7, stem_stride, activation=relu)]
+    if not small:
+        features.append(nn.MaxPool2d(3, 2, 1))
+    incoming = conv0
+    for stage, blocks in enumerate(_BLOCKS):
+        stage_out, *rest = rest
+        for index in range(blocks):
+            first, second, outgoing, *rest = rest
+            if outgoing != stage_out:
+                raise ConfigError(
+                    f"channels: every block of stage {stage + 1} must end with its {stage_out} channels, one has {outgoing}"
+                )
+            main = nn.Sequential(
+                conv_bn(incoming, first, activation=relu),
+                conv_bn(first, second, 3, 2 if stage and index == 0 else 1, activation=relu),
+                conv_bn(second, outgoing),
+            )
+            features.append(Residual(main, incoming, outgoing, 2 if stage and index == 0 else 1))
+            incoming = outgoing
+    return Classifier(nn.Sequential(*features), incoming, num_classes)
+
+
+def resnet20(width: float = 1.0, *, num_classes: int = 10, in_channels: int = 3) -> nn.Module:
+    """ResNet-20 for images of about 32 pixels, with projections where the shape changes; `width` multiplies 16-32-64."""
+    plan = scaled([16, 16, 32, 64], width)
+    features: list[nn.Module] = [conv_bn(in_channels, plan[0], 3, activation=relu)]
+    incoming = plan[0]
+    for stage, outgoing in enumerate(plan[1:]):
+        for index in range(3):
+            stride = 2 if stage and index == 0 else 1
+            main = nn.Sequential(
+                conv_bn(incoming, outgoing, 3, stride, activation=relu), conv_bn(outgoing, outgoing, 3)
+            )
+            features.append(Residual(main, incoming, outgoing, stride))
+            incoming = outgoing
+    return Classifier(nn.Sequential(*features), incoming, num_classes)
+
+
+class Residual(nn.Module):
+    """relu(main(x) + shortcut(x)); the shortcut is a 1x1 projection where the shape changes."""
+
+    def __init__(self, main: nn.Sequential, incoming: int, outgoing: int, stride: int) -> None:
+        super().__init__()
+        self.main = main
+        same = stride == 1 and incoming == outgoing
+        self.shortcut = nn.Identity() if same else conv_bn(incoming, outgoing, 1, stride)
+        self.activation = relu()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, C', H / stride, W / stride)."""
+        return self.activation(self.main(x) + self.shortcut(x))  # type: ignore[no-any-return]
