@@ -20,7 +20,7 @@ Score = Callable[[Any, Any], Tensor]
 
 def accuracy(output: Tensor, targets: Tensor) -> Tensor:
     """Share of samples whose highest logit (N, C) is the target (N,)."""
-    return (output.argmax(1) == targets).float().mean()
+    return (output.argmax(1) == targets).double().mean()
 
 
 def negative_loss(output: Tensor, targets: Tensor) -> Tensor:

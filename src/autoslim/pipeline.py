@@ -70,7 +70,8 @@ class Job:
         if recipe is not None:
             augment = self.config.data.augment
             augment = self.data.default_augment if augment == "auto" else augment
-            options |= {"augment": augment, "shuffle": True, "drop_last": True, "channels_last": recipe.channels_last}
+            options |= {"augment": augment, "shuffle": True, "drop_last": True}
+        layout = self.config.train if recipe is None else recipe
         return Batches(
             images,
             batch_size,
@@ -78,6 +79,7 @@ class Job:
             std=self.data.std,
             seed=self.config.seed,
             device=self.device,
+            channels_last=layout.channels_last,
             **options,
         )
 

@@ -1,0 +1,856 @@
+"""A run as one page for people: self-contained HTML with charts, readable without a network connection.
+
+Figures are plain dicts in plotly's JSON form, drawn in the browser by the plotly.js that the page carries. Whatever
+comes from the record is text to be escaped: by `escape` for HTML, by `_label` for plotly, whose labels know some HTML.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from importlib.resources import files
+from importlib.util import find_spec
+from string import Template
+from typing import Any
+
+from autoslim.errors import ExportError
+from autoslim.space import Widths
+
+_INK, _SOFT, _GRID = "#1f2733", "#566072", "#e8ebf0"
+_RETRAINED, _UNIFORM, _FOUND, _SEARCH = "#1d5fbf", "#b8500c", "#0b7a75", "#858d9b"
+_BUDGET_COLOURS = ("#7a3fb0", "#0b7a75", "#b02a5b", "#6b6a12", "#2f6db5", "#a3541a", "#4b5563", "#1b7f3b")
+_KEPT_SCALE = [[0, "#f4f8fe"], [1, "#6aa0ea"]]  # report.css shows the same; dark text is readable on all of it
+_FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
+_METRICS = {"macs": "MACs", "params": "parameters", "memory": "memory", "latency_ms": "latency"}
+_LOSS = 0.01  # accuracy that a net may lose and still be called as good as the full net
+_FOLD = 12  # names in one cell before the rest is folded away
+
+Record = Mapping[str, Any]
+Figure = dict[str, Any]
+
+
+def has_plotly() -> bool:
+    """Is the package of the extra `autoslim[report]` installed?"""
+    return find_spec("plotly") is not None
+
+
+def render_report(record: Record) -> str:
+    """One HTML page about a run, complete in itself: it loads nothing from anywhere.
+
+    `record` sums the run up in JSON types: name, model, data, full, groups, subnets, path, training, frozen, and where
+    it ran. Figures that were not measured are None. Raises `ExportError` without the extra `autoslim[report]`.
+    """
+    figures: dict[str, Figure] = {}
+    content = {
+        "title": f"{escape(str(record['name']))}: AutoSlim report",
+        "kicker": f"{escape(str(record['name']))} · {escape(_date(record))}",
+        "headline": _headline(record),
+        "lead": _lead(record),
+        "tiles": _tiles(record),
+        "metric": escape(_METRICS.get(record["metric"], str(record["metric"]))),
+        "tradeoff": _tradeoff_part(record, figures),
+        "results": _results_part(record),
+        "channels": _channels_part(record, figures),
+        "nets": _nets_part(record),
+        "training": _training_part(record, figures),
+        "search": _search_part(record, figures),
+        "frozen": _frozen_part(record),
+        "provenance": _provenance_part(record),
+    }
+    widths = [Widths(subnet["widths"]).to_json() for subnet in record["subnets"]]
+    return Template(_asset("report.html")).substitute(
+        content,
+        css=_asset("report.css"),
+        js=_asset("report.js"),
+        plotly=_plotly_js(),
+        data=_script_json({"figures": figures, "widths": widths}),
+    )
+
+
+def _plotly_js() -> str:
+    if not has_plotly():
+        raise ExportError("the report needs plotly: pip install 'autoslim[report]'")
+    from plotly.offline import get_plotlyjs
+
+    return str(get_plotlyjs()).replace("</script", "<\\/script")
+
+
+def _asset(name: str) -> str:
+    return (files("autoslim") / "assets" / name).read_text(encoding="utf-8")
+
+
+def _script_json(value: Any) -> str:
+    """JSON that may stand inside a script element: no text in it can end the element, nor begin a comment."""
+    text = json.dumps(_finite(value), allow_nan=False)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _finite(value: Any) -> Any:
+    """`value` with None for NaN and infinities, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+# --- numbers and names in words ----------------------------------------------------------------------------------
+
+
+def _count(amount: float | None) -> str:
+    """1234567 -> 1.23M."""
+    if amount is None:
+        return "unknown"
+    for scale, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if amount >= scale:
+            return f"{amount / scale:.3g}{letter}" if amount < 1000 * scale else f"{amount / scale:,.0f}{letter}"
+    return f"{amount:.4g}"
+
+
+def _percent(share: float | None, missing: str = "not trained") -> str:
+    return missing if share is None else f"{share:.1%}"
+
+
+def _share(part: float | None, whole: float | None) -> str:
+    """The part in per cent of the whole, to two figures below ten."""
+    if part is None or not whole:
+        return "unknown"
+    return f"{part / whole:.0%}" if part >= 0.095 * whole else f"{100 * part / whole:.2g}%"
+
+
+def _points(difference: float) -> str:
+    """A difference of accuracies, rounded as it is shown: 1.4 points."""
+    amount = f"{abs(100 * difference):.1f}"
+    return f"{amount} point" if amount == "1.0" else f"{amount} points"
+
+
+def _signed(difference: float) -> str:
+    amount = f"{100 * difference:+.1f}"
+    return "±0.0" if amount in ("+0.0", "-0.0") else amount.replace("-", "−")
+
+
+def _milliseconds(latency: float | None) -> str:
+    return "not measured" if latency is None else f"{latency:.3g} ms" if latency < 100 else f"{latency:,.0f} ms"
+
+
+def _label(text: object) -> str:
+    """Text for a plotly label, which understands some HTML."""
+    return escape(" ".join(str(text).split()), quote=False)
+
+
+def _shortened(name: str, length: int) -> str:
+    """At most `length` characters; the end of a layer's name tells more than its beginning."""
+    name = " ".join(name.split())
+    head = length // 3
+    return name if len(name) <= length else f"{name[:head]}…{name[head + 1 - length :]}"
+
+
+def _date(record: Record) -> str:
+    return str(record["date"])[:16].replace("T", " ")
+
+
+def _plural(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+# --- the headline ------------------------------------------------------------------------------------------------
+
+
+def _accuracy(subnet: Record) -> float | None:
+    """What the net reaches as far as it was taken: retrained, or as found."""
+    accuracy = subnet["accuracy"]
+    retrained: float | None = accuracy.get("retrained")
+    return accuracy.get("found") if retrained is None else retrained
+
+
+def _best(record: Record) -> Record | None:
+    """The best trade: the net of fewest MACs that is as good as the full net, or else the most accurate one."""
+    known = [subnet for subnet in record["subnets"] if _accuracy(subnet) is not None]
+    if not known:
+        first: Record | None = record["subnets"][0] if record["subnets"] else None
+        return first
+    full = record["full"].get("accuracy")
+    as_good = [s for s in known if full is not None and (_accuracy(s) or 0) >= full - _LOSS]
+    best: Record = (
+        min(as_good, key=lambda subnet: float(subnet["macs"]))
+        if as_good
+        else max(known, key=lambda subnet: _accuracy(subnet) or 0.0)
+    )
+    return best
+
+
+def _headline(record: Record) -> str:
+    model = escape(str(record["model"]).rpartition(":")[2] or str(record["model"]))
+    best = _best(record)
+    if best is None:
+        return f"{model}: no net has been found yet"
+    share = _share(best["macs"], record["full"]["macs"])
+    if _accuracy(best) is None:
+        return f"{model} slimmed to {share} of its MACs"
+    state = "" if best["accuracy"].get("retrained") is not None else " before retraining"
+    return f"{model} with {share} of its MACs: {_percent(_accuracy(best))} accuracy{state}"
+
+
+def _lead(record: Record) -> str:
+    data = record["data"]
+    what = (
+        f"AutoSlim chose how many channels each layer of <code>{escape(str(record['model']))}</code> keeps, for "
+        f"{_plural(len(record['subnets']), 'budget')}. The data is {escape(str(data['source']))}, {data['classes']:,} "
+        f"classes: {data['train']:,} images for training, {data['holdout']:,} held out to guide the search, and "
+        f"{data['test']:,} test images for the accuracies on this page."
+    )
+    best = _best(record)
+    return f'<p class="lead">{what}</p>' + (f'<p class="lead">{_trade(best, record)}</p>' if best else "")
+
+
+def _trade(best: Record, record: Record) -> str:
+    full, accuracy = record["full"], _accuracy(best)
+    macs, params = (_share(best[metric], full[metric]) for metric in ("macs", "params"))
+    text = (
+        f"The best trade is the net for the budget <strong>{escape(best['budget'])}</strong>: it keeps {macs} of the "
+        f"MACs and {params} of the parameters"
+    )
+    if accuracy is None:
+        return f"{text}. Its accuracy has not been measured yet."
+    text += f" and classifies {_percent(accuracy)} of the test images correctly"
+    if best["accuracy"].get("retrained") is None:
+        text += " without having been retrained"
+    if full.get("accuracy") is not None:
+        change = accuracy - full["accuracy"]
+        text += (
+            f", {_points(change)} {'more' if change > 0 else 'less'} than the full net inside the supernet "
+            f"({_percent(full['accuracy'])}, not retrained)"
+        )
+    return f"{text}. {_against_uniform(best, record)}"
+
+
+def _against_uniform(subnet: Record, record: Record) -> str:
+    gain = _gain(subnet)
+    if gain is None:
+        return "No uniformly narrowed net was trained for comparison."
+    text = f"A uniformly narrowed net of equal MACs gets {_percent(subnet['accuracy']['uniform'])}: "
+    if _signed(gain) == "±0.0":
+        return f"{text}choosing the widths layer by layer made no difference here."
+    text += f"choosing the widths layer by layer {'gained' if gain > 0 else 'lost'} {_points(gain)}"
+    return f"{text}, which may be chance." if abs(gain) < _chance(record) else f"{text}."
+
+
+def _gain(subnet: Record) -> float | None:
+    """Accuracy of the retrained net minus that of the uniform one."""
+    retrained, uniform = subnet["accuracy"].get("retrained"), subnet["accuracy"].get("uniform")
+    return None if retrained is None or uniform is None else float(retrained - uniform)
+
+
+def _chance(record: Record) -> float:
+    """The difference of two accuracies that the choice of test images alone explains, at 95%.
+
+    Binomial, both nets taken as independent, which errs to the side of caution.
+    """
+    accuracies = [a for subnet in record["subnets"] if (a := _accuracy(subnet)) is not None]
+    if not accuracies or not record["data"]["test"]:
+        return 0.0
+    mean = sum(accuracies) / len(accuracies)
+    return 1.96 * math.sqrt(2 * mean * (1 - mean) / record["data"]["test"])
+
+
+def _tiles(record: Record) -> str:
+    best, full = _best(record), record["full"]
+    if best is None:
+        return ""
+    gain = _gain(best)
+    tiles = [
+        ("Test accuracy", _percent(_accuracy(best)), f"full net {_percent(full.get('accuracy'), 'unknown')}"),
+        ("Against uniform widths", "–" if gain is None else _signed(gain), "points at equal MACs"),
+        ("MACs per image", _count(best["macs"]), f"{_share(best['macs'], full['macs'])} of {_count(full['macs'])}"),
+        ("Parameters", _count(best["params"]), f"{_share(best['params'], full['params'])} of {_count(full['params'])}"),
+    ]
+    if gain is None:
+        tiles[1] = ("Against uniform widths", "–", "no uniform net was trained")
+    if best.get("latency_ms") is not None:
+        beside = f"full net {_milliseconds(full.get('latency_ms'))}"
+        tiles.append((f"Latency, {escape(str(record['device']))}", _milliseconds(best["latency_ms"]), beside))
+    shown = (
+        f'<div><dt>{name}</dt><dd class="figure">{figure}</dd><dd class="beside">{beside}</dd></div>'
+        for name, figure, beside in tiles
+    )
+    return f'<dl class="tiles" aria-label="The best trade: budget {escape(best["budget"])}">{"".join(shown)}</dl>'
+
+
+# --- charts ------------------------------------------------------------------------------------------------------
+
+
+def _chart(name: str, title: str, height: int, *, style: str = "") -> str:
+    return (
+        f'<div class="chart" id="chart-{name}" role="img" aria-label="{escape(title)}" '
+        f'style="height:{height}px;{style}"></div>'
+    )
+
+
+def _layout(x: Figure, y: Figure, **more: Any) -> Figure:
+    axis = {"gridcolor": _GRID, "zeroline": False, "automargin": True, "linecolor": "#c6ccd6"}
+    for own in (x, y):
+        if "title" in own:
+            own["title"]["font"] = {"size": 13, "color": _SOFT}
+    return {
+        "font": {"family": _FONT, "size": 13, "color": _INK},
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "margin": {"l": 8, "r": 16, "t": 16, "b": 8},
+        "showlegend": False,
+        "hovermode": "closest",
+        "hoverdistance": 24,
+        "hoverlabel": {
+            "bgcolor": "#ffffff",
+            "bordercolor": "#aab4c4",
+            "align": "left",
+            "font": {"family": _FONT, "size": 13, "color": _INK},
+        },
+        "xaxis": axis | x,
+        "yaxis": axis | y,
+        **more,
+    }
+
+
+def _points_trace(name: str, points: Iterable[tuple[float, float | None, str]], marker: Figure, **more: Any) -> Figure:
+    """A scatter trace of (x, y, hover text); a point without y is left out."""
+    kept = [point for point in points if point[1] is not None]
+    return {
+        "type": "scatter",
+        "name": name,
+        "x": [x for x, _, _ in kept],
+        "y": [y for _, y, _ in kept],
+        "hovertext": [text for _, _, text in kept],
+        "hoverinfo": "text",
+        "mode": "markers",
+        "marker": marker,
+        "cliponaxis": False,
+        **more,
+    }
+
+
+def _key(charts: str, traces: Sequence[tuple[str, Figure]]) -> str:
+    """A legend of buttons that show and hide; the traces are those of the same number in every one of `charts`."""
+    buttons = (
+        f'<button type="button" aria-pressed="true" data-charts="{charts}" data-trace="{number}">'
+        f"{_swatch(trace)}{escape(name)}</button>"
+        for number, (name, trace) in enumerate(traces)
+    )
+    return f'<div class="key" role="group" aria-label="Show or hide">{"".join(buttons)}</div>'
+
+
+def _swatch(trace: Figure) -> str:
+    """The line and marker of a trace as a small drawing."""
+    line, marker = trace.get("line", {}), trace.get("marker", {})
+    dash = {"dot": ' stroke-dasharray="2 3"', "dash": ' stroke-dasharray="5 3"'}.get(line.get("dash", ""), "")
+    drawn = ""
+    if "lines" in trace["mode"]:
+        drawn += f'<line x1="1" y1="7" x2="25" y2="7" stroke="{line["color"]}" stroke-width="2"{dash}/>'
+    if "markers" in trace["mode"]:
+        colour = marker["color"]
+        drawn += {
+            "circle": f'<circle cx="13" cy="7" r="5" fill="{colour}"/>',
+            "square-open": f'<rect x="9" y="3" width="8" height="8" fill="#fff" stroke="{colour}" stroke-width="2"/>',
+            "diamond": f'<path d="M13 1l6 6-6 6-6-6z" fill="{colour}"/>',
+            "star": f'<path d="M13 0l2 5h5l-4 3.3 1.4 5L13 10.5l-4.4 2.8 1.4-5L6 5h5z" fill="{colour}"/>',
+        }[marker["symbol"]]
+    return f'<svg width="26" height="14" viewBox="0 0 26 14" aria-hidden="true">{drawn}</svg>'
+
+
+def _figure(traces: Iterable[Figure], layout: Figure, narrow: Figure | None = None) -> Figure:
+    return {"data": list(traces), "layout": layout, "narrow": narrow or {}}
+
+
+def _is_loss(record: Record) -> bool:
+    return "accuracy" not in record["score_name"]
+
+
+def _tradeoff_part(record: Record, figures: dict[str, Figure]) -> str:
+    subnets, full = record["subnets"], record["full"]
+    traces = _tradeoff_traces(record)
+    axis, guides = _macs_axis([("full net", full["macs"]), *((s["budget"], s["macs"]) for s in subnets)])
+    levels = max(guide["level"] for guide in guides)
+    layout = _layout(
+        axis,
+        {"title": {"text": "accuracy on test images"}, "tickformat": ".2~%"},
+        shapes=[guide["shape"] for guide in guides],
+        annotations=[guide["annotation"] for guide in guides],
+    )
+    layout["margin"]["t"] = 26 + 17 * levels
+    figures["tradeoff"] = _figure(traces, layout, {"yaxis.title.text": "accuracy", "xaxis.nticks": 5})
+    reached = ", ".join(f"{s['budget']}: {_percent(_accuracy(s))} with {_count(s['macs'])} MACs" for s in subnets)
+    title = f"Accuracy over MACs. Full net: {_percent(full.get('accuracy'), 'unknown')}. {reached}"
+    chance = _chance(record)
+    caution = (
+        f" With {record['data']['test']:,} test images and one training each, take differences below about "
+        f"{_points(chance)} as chance."
+        if chance
+        else ""
+    )
+    return (
+        "<figure><figcaption>Higher and further left is better. The dotted lines mark the MACs of each net; point at a "
+        f"mark for its figures, drag to zoom, double-click to go back.{caution}</figcaption>"
+        f"{_key('tradeoff', [(trace['name'], trace) for trace in traces])}{_chart('tradeoff', title, 440)}</figure>"
+    )
+
+
+def _tradeoff_traces(record: Record) -> list[Figure]:
+    subnets, full = sorted(record["subnets"], key=lambda subnet: float(subnet["macs"])), record["full"]
+
+    def marks(kind: str, text: str) -> list[tuple[float, float | None, str]]:
+        return [(s["macs"], s["accuracy"].get(kind), _hover(f"{s['budget']}, {text}", s, kind, full)) for s in subnets]
+
+    def compared(subnet: Record) -> tuple[float, float | None, str]:
+        uniform = subnet.get("uniform") or {}
+        macs = uniform.get("macs") or subnet["macs"]
+        ratio = f"<br>every layer at {uniform['ratio']:.3g} of its width" if uniform.get("ratio") else ""
+        shown = {"macs": macs, "accuracy": subnet["accuracy"]}
+        return (
+            macs,
+            subnet["accuracy"].get("uniform"),
+            _hover(f"{subnet['budget']}, uniform", shown, "uniform", full) + ratio,
+        )
+
+    def line(colour: str, dash: str) -> Figure:
+        return {"mode": "lines+markers", "line": {"color": colour, "width": 2, "dash": dash}}
+
+    whole = (full["macs"], full.get("accuracy"), _hover("full net", {**full, "accuracy": full}, "accuracy", full))
+    traces = [
+        _points_trace("Found", marks("found", "found"), _marker(_FOUND, "diamond", 11)),
+        _points_trace(
+            "Uniform", map(compared, subnets), _marker(_UNIFORM, "square-open", 11), **line(_UNIFORM, "dash")
+        ),
+        _points_trace(
+            "Retrained", marks("retrained", "retrained"), _marker(_RETRAINED, "circle", 12), **line(_RETRAINED, "solid")
+        ),
+        _points_trace("Full net", [whole], _marker(_INK, "star", 15)),
+    ]
+    if record["path"] and not _is_loss(record):
+        traces.insert(0, _search_trace(record))
+    missing = {"Uniform": "uniform: not trained", "Retrained": "retrained: not trained yet"}
+    for trace in traces:
+        if not trace["x"]:
+            trace["name"] = missing.get(trace["name"], f"{trace['name']}: not measured")
+    return traces
+
+
+def _marker(colour: str, symbol: str, size: int) -> Figure:
+    return {"color": colour, "symbol": symbol, "size": size, "line": {"width": 2 if "open" in symbol else 0}}
+
+
+def _hover(name: str, net: Record, kind: str, full: Record) -> str:
+    lines = [
+        f"<b>{_label(name)}</b>",
+        f"{_percent(net['accuracy'].get(kind))} accuracy",
+        f"{_count(net['macs'])} MACs ({_share(net['macs'], full['macs'])})",
+    ]
+    if "params" in net:
+        lines.append(f"{_count(net['params'])} parameters ({_share(net['params'], full['params'])})")
+    if net.get("latency_ms") is not None:
+        lines.append(f"{_milliseconds(net['latency_ms'])} latency")
+    return "<br>".join(lines)
+
+
+def _macs_axis(nets: Sequence[tuple[str, float]]) -> tuple[Figure, list[Figure]]:
+    """The axis, and for each net a dotted line with its name on top, on as many levels as keep names apart."""
+    least, most = min(macs for _, macs in nets), max(macs for _, macs in nets)
+    axis: Figure = {"title": {"text": "MACs per image"}, "tickformat": "~s", "hoverformat": ".3s"}
+    is_log = most > 12 * max(least, 1)
+    if is_log:
+        low, high = math.log10(max(least, 1)) - 0.15, math.log10(most) + 0.12
+        axis |= {"type": "log", "range": [low, high], "dtick": "D2"}
+    else:
+        low, high = 0.0, 1.07 * most
+        axis |= {"range": [low, high]}
+    guides: list[Figure] = []
+    ends: list[float] = []  # of the last name on each level, in pixels of a narrow screen
+    for name, macs in sorted(nets, key=lambda net: net[1]):
+        text = _shortened(name, 22)
+        place = math.log10(max(macs, 1)) if is_log else macs
+        pixels, half = 300 * (place - low) / (high - low), 3.6 * len(text) + 4
+        level = next((number for number, end in enumerate(ends) if pixels - half > end), len(ends))
+        ends[level : level + 1] = [pixels + half]
+        annotation = {
+            "x": place,
+            "y": 1,
+            "yref": "paper",
+            "yanchor": "bottom",
+            "yshift": 17 * level,
+            "showarrow": False,
+            "text": _label(text),
+            "hovertext": _label(name),
+            "font": {"size": 12.5, "color": _INK},
+        }
+        shape = {
+            "type": "line",
+            "x0": macs,
+            "x1": macs,
+            "y0": 0,
+            "y1": 1,
+            "yref": "paper",
+            "line": {"color": "#b9c0cc", "width": 1, "dash": "dot"},
+            "layer": "below",
+        }
+        guides.append({"level": level, "annotation": annotation, "shape": shape})
+    return axis, guides
+
+
+def _search_trace(record: Record) -> Figure:
+    """The greedy walk: its held-out score, or its loss, over MACs."""
+    sizes = {group["name"]: group for group in record["groups"]}
+    current = {name: group["size"] for name, group in sizes.items()}
+    sign, word = (-1, "held-out loss") if _is_loss(record) else (1, "held-out accuracy")
+    points = []
+    for number, step in enumerate(record["path"], start=1):
+        group, change = step["group"], ""
+        lower = [choice for choice in sizes.get(group, {}).get("choices", []) if choice < current[group]]
+        if lower:
+            change = f": {current[group]} → {lower[-1]} channels"
+            current[group] = lower[-1]
+        score = sign * step["score"]
+        shown = f"{score:.4g}" if sign < 0 else f"{score:.1%}"
+        text = f"<b>step {number}</b>, {_label(group)}{change}<br>{_count(step['macs'])} MACs<br>{shown} {word}"
+        points.append((step["macs"], score, text))
+    name = "Loss" if sign < 0 else "Search path (held-out images)"
+    line = {"color": _SEARCH, "width": 2}
+    return _points_trace(name, points, {"color": _SEARCH, "size": 5, "symbol": "circle"}, mode="lines", line=line)
+
+
+def _search_part(record: Record, figures: dict[str, Figure]) -> str:
+    """A section of its own when the search did not look at accuracies, for then it shares no axis with them."""
+    opening = '<section id="search" aria-labelledby="search-title"><h2 id="search-title">The search</h2>'
+    steps = len(record["path"])
+    if not steps:
+        return f'{opening}<p class="none">No step of the search is recorded.</p></section>'
+    if not _is_loss(record):
+        return ""
+    nets = [("full net", record["full"]["macs"]), *((s["budget"], s["macs"]) for s in record["subnets"])]
+    axis, guides = _macs_axis(nets)
+    shapes, annotations = [g["shape"] for g in guides], [g["annotation"] for g in guides]
+    layout = _layout(
+        axis, {"title": {"text": "held-out loss"}, "tickformat": "~g"}, shapes=shapes, annotations=annotations
+    )
+    layout["margin"]["t"] = 26 + 17 * max(guide["level"] for guide in guides)
+    trace = _search_trace(record)
+    trace["mode"] = "lines+markers" if steps <= 120 else "lines"
+    figures["search"] = _figure([trace], layout, {"xaxis.nticks": 5})
+    title = f"Held-out loss over MACs along the {_plural(steps, 'step')} of the greedy search"
+    return (
+        f"{opening}<figure><figcaption>{_plural(steps, 'step')}, from the full net at the right to the smallest budget at "
+        "the left; each narrows the one layer whose cut raises the loss on held-out images the least. Lower is better. "
+        f"No net is retrained along the way.</figcaption>{_chart('search', title, 320)}</figure></section>"
+    )
+
+
+# --- channels ----------------------------------------------------------------------------------------------------
+
+
+def _channels_part(record: Record, figures: dict[str, Figure]) -> str:
+    groups, subnets = record["groups"], record["subnets"]
+    if not groups or not subnets:
+        return '<p class="none">No layer was slimmed.</p>'
+    figures["channels"] = _channels_figure(record)
+    rows, columns = len(groups), len(subnets)
+    title = (
+        f"Channels kept of {_plural(rows, 'layer')} for {_plural(columns, 'budget')}; listed in full in the next part"
+    )
+    height = _row_height(rows) * rows + 44
+    return (
+        "<figure><figcaption>Each row is a layer (with those tied to it, such as the two sides of a residual sum), from "
+        "input to output; the number is the channels kept. Point at a cell for kept and original.</figcaption>"
+        '<p class="scale">none kept <i></i> all kept</p>'
+        f"{_chart('channels', title, height, style=f'max-width:{340 + 170 * columns}px')}</figure>"
+    )
+
+
+def _row_height(rows: int) -> int:
+    return 26 if rows <= 20 else 21
+
+
+def _channels_figure(record: Record) -> Figure:
+    groups, subnets = record["groups"], record["subnets"]
+    kept = [[subnet["widths"].get(group["name"]) for subnet in subnets] for group in groups]
+
+    def hover(group: Record, subnet: Record, width: int | None) -> str:
+        if width is None:
+            return f"<b>{_label(group['name'])}</b><br>unknown"
+        part = f"{width} / {group['size']} channels ({_share(width, group['size'])})"
+        return f"<b>{_label(group['name'])}</b><br>{_label(subnet['budget'])}: {part}"
+
+    common = {"type": "heatmap", "y": list(range(len(groups))), "xgap": 3, "ygap": 2, "zmin": 0, "zmax": 1}
+    common |= {"showscale": False, "texttemplate": "%{text}", "textfont": {"size": 12.5, "color": _INK}, "hoverinfo": "text"}
+    original = {
+        **common,
+        "x": [0],
+        "z": [[1] for _ in groups],
+        "text": [[str(group["size"])] for group in groups],
+        "hovertext": [[f"<b>{_label(group['name'])}</b><br>original: {group['size']} channels"] for group in groups],
+        "colorscale": [[0, "#f0f1f4"], [1, "#f0f1f4"]],
+    }
+    found = {
+        **common,
+        "x": list(range(1, len(subnets) + 1)),
+        "z": [[None if w is None else w / g["size"] for w in row] for g, row in zip(groups, kept, strict=True)],
+        "text": [["" if w is None else str(w) for w in row] for row in kept],
+        "hovertext": [
+            [hover(group, subnet, width) for subnet, width in zip(subnets, row, strict=True)]
+            for group, row in zip(groups, kept, strict=True)
+        ],
+        "colorscale": _KEPT_SCALE,
+    }
+
+    def names(length: int) -> list[str]:
+        return [_label(_shortened(group["name"], length)) + " " for group in groups]
+
+    def heads(length: int) -> list[str]:
+        return ["original", *(_label(_shortened(subnet["budget"], length)) for subnet in subnets)]
+
+    bare: Figure = {"showgrid": False, "showline": False, "fixedrange": True, "tickmode": "array"}
+    x = bare | {"side": "top", "tickvals": list(range(len(subnets) + 1)), "ticktext": heads(24)}
+    y = bare | {"tickvals": list(range(len(groups))), "ticktext": names(34)}
+    x["range"], y["range"] = [-0.5, len(subnets) + 0.5], [len(groups) - 0.5, -0.5]
+    layout = _layout(x, y, dragmode=False)
+    layout["margin"] |= {"t": 30, "r": 4}
+    narrow = {"xaxis.ticktext": heads(9), "yaxis.ticktext": names(17), "font.size": 11.5}
+    return _figure([original, found], layout, narrow)
+
+
+# --- training ----------------------------------------------------------------------------------------------------
+
+
+def _training_part(record: Record, figures: dict[str, Figure]) -> str:
+    stages = [stage for stage in record["training"] if stage["epochs"]]
+    if not stages:
+        return '<p class="none">No training is recorded.</p>'
+    longest = max(len(stage["epochs"]) for stage in stages)
+    epochs: Figure = {"title": {"text": "epoch"}, "nticks": 8}
+    if longest <= 10:
+        epochs |= {"dtick": 1, "nticks": 0}
+    charts = {"loss": ("loss", "training loss", "~g"), "accuracy": ("accuracy", "accuracy on held-out images", ".2~%")}
+    if not any(epoch.get("accuracy") is not None for stage in stages for epoch in stage["epochs"]):
+        del charts["accuracy"]
+    traces: list[Figure] = []
+    shown = ""
+    for name, (key, title, ticks) in charts.items():
+        traces = [_stage_trace(stage, key, record["subnets"]) for stage in stages]
+        y = {"title": {"text": title}, "tickformat": ticks}
+        figures[name] = _figure(traces, _layout(epochs, y))
+        shown += _chart(name, f"{title} over epochs, one line per training", 330)
+    seconds = sum(epoch.get("seconds") or 0 for stage in stages for epoch in stage["epochs"])
+    spent = f" All together took {_duration(seconds)}." if seconds else ""
+    absent = "" if "accuracy" in charts else " Accuracy was not measured during training."
+    legend = _key(" ".join(charts), [(stage["stage"], trace) for stage, trace in zip(stages, traces, strict=True)])
+    return (
+        "<figure><figcaption>One line per training; click a name to hide its line. The supernet’s figures are those of "
+        f'its widest net.{spent}{absent}</figcaption>{legend}<div class="pair">{shown}</div></figure>'
+    )
+
+
+def _stage_trace(stage: Record, key: str, subnets: Sequence[Record]) -> Figure:
+    budgets = [subnet["budget"] for subnet in subnets]
+    kind, _, budget = stage["stage"].partition(" ")
+    colour = _BUDGET_COLOURS[budgets.index(budget) % len(_BUDGET_COLOURS)] if budget in budgets else _INK
+    points = []
+    for epoch in stage["epochs"]:
+        value = epoch.get(key)
+        if value is not None:
+            figure = f"loss {value:.4g}" if key == "loss" else f"{value:.1%} accuracy"
+            points.append(
+                (epoch["epoch"], value, f"<b>{_label(stage['stage'])}</b><br>epoch {epoch['epoch']}: {figure}")
+            )
+    few = len(stage["epochs"]) <= 40
+    return _points_trace(
+        _label(stage["stage"]),
+        points,
+        {"color": colour, "size": 5, "symbol": "circle"},
+        mode="lines+markers" if few else "lines",
+        line={"color": colour, "width": 2, "dash": "dash" if kind == "uniform" else "solid"},
+    )
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
+
+
+# --- tables ------------------------------------------------------------------------------------------------------
+
+
+def _results_part(record: Record) -> str:
+    full, best = record["full"], _best(record)
+    rows = [_results_row("Full net", full, full, [_percent(full.get("accuracy"), "unknown"), *["–"] * 4])]
+    for subnet in record["subnets"]:
+        accuracy, gain = subnet["accuracy"], _gain(subnet)
+        uniform = _percent(accuracy.get("uniform"))
+        if subnet.get("uniform") and accuracy.get("uniform") is not None:
+            compared = subnet["uniform"]
+            uniform += f"<small>{_count(compared['macs'])} MACs,<br>{compared['ratio']:.3g} of each width</small>"
+        change = "–"
+        if gain is not None:
+            tone = "" if _signed(gain) == "±0.0" else "better" if gain > 0 else "worse"
+            change = f'<span class="{tone}">{_signed(gain)}</span>'
+        shown = [_percent(accuracy.get(kind), "not measured") for kind in ("supernet", "found")]
+        shown += [f"<strong>{_percent(accuracy.get('retrained'))}</strong>", uniform, change]
+        rows.append(_results_row(escape(subnet["budget"]), subnet, full, shown, is_best=subnet is best))
+    latency = f"Latency<small>one image, {escape(str(record['device']))}</small>"
+    heads = ("MACs", "Parameters", "Memory<small>elements</small>", latency)
+    kinds = (
+        "Supernet<small>widest net</small>",
+        "Found",
+        "Retrained",
+        "Uniform",
+        "Gain<small>points over uniform</small>",
+    )
+    head = "".join(f'<th scope="col">{name}</th>' for name in ("Net", *heads, *kinds))
+    caption = (
+        "Per cent below an amount are of the full net. Memory counts parameters and the elements of all layer outputs. "
+        "The tinted row is the best trade: the fewest MACs among the nets that lose at most one point against the full "
+        "net, or if there is none, the most accurate."
+    )
+    return (
+        '<div class="scroll" role="region" aria-label="Table of all figures" tabindex="0"><table class="wide">'
+        '<thead><tr><td></td><th class="group" scope="colgroup" colspan="4">Cost</th>'
+        '<th class="group" scope="colgroup" colspan="5">Accuracy on test images</th></tr>'
+        f'<tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div><p class="note">{caption}</p>'
+    )
+
+
+def _results_row(name: str, net: Record, full: Record, accuracies: Iterable[str], *, is_best: bool = False) -> str:
+    costs = []
+    for metric in ("macs", "params", "memory", "latency_ms"):
+        value = net.get(metric)
+        text = _milliseconds(value) if metric == "latency_ms" else _count(value)
+        beside = "" if net is full or value is None else f"<small>{_share(value, full.get(metric))}</small>"
+        costs.append(text + beside)
+    cells = "".join(f"<td{_muted(cell)}>{cell}</td>" for cell in (*costs, *accuracies))
+    tint = ' class="best"' if is_best else ""
+    return f'<tr{tint}><th scope="row">{name}</th>{cells}</tr>'
+
+
+def _muted(cell: str) -> str:
+    return ' class="none"' if cell in ("–", "not trained", "not measured", "unknown") else ""
+
+
+def _frozen_part(record: Record) -> str:
+    share = record.get("slimmable_macs")
+    text = "" if share is None else f"<p>{share:.1%} of the MACs are in layers whose channels can be cut.</p>"
+    if not record["frozen"]:
+        return f"{text}<p>Nothing was frozen: every layer of the network could be slimmed.</p>"
+    reasons: dict[str, list[str]] = {}
+    for note in record["frozen"]:
+        reasons.setdefault(note["reason"], []).append(note["name"])
+    rows = "".join(
+        f'<tr><th scope="row">{escape(why)}</th><td>{_names(names)}</td></tr>' for why, names in reasons.items()
+    )
+    return (
+        f"{text}<p>These layers keep all their output channels in every net:</p>"
+        '<table class="reasons"><thead><tr><th scope="col">Why</th><th scope="col">Layers</th></tr></thead>'
+        f"<tbody>{rows}</tbody></table>"
+    )
+
+
+def _names(names: Sequence[str]) -> str:
+    shown = [f"<code>{escape(name)}</code>" for name in names]
+    if len(shown) <= _FOLD:
+        return ", ".join(shown)
+    return f"<details><summary>{len(shown)} layers</summary>{', '.join(shown)}</details>"
+
+
+def _provenance_part(record: Record) -> str:
+    facts = {
+        "Run": record["name"],
+        "Model": record["model"],
+        "Data": record["data"]["source"],
+        "AutoSlim": f"{record['version']}, commit {record['commit']}" if record.get("commit") else record["version"],
+        "Date": record["date"],
+        "Seed": record["seed"],
+        "Device": f"{record['device']}, {_plural(record['threads'], 'thread')}"
+        if record.get("threads")
+        else record["device"],
+        "Machine": record["machine"],
+    }
+    listed = "".join(f"<dt>{name}</dt><dd>{escape(str(value))}</dd>" for name, value in facts.items())
+    return (
+        "<details><summary>Version, seed, machine and the whole configuration</summary>"
+        f'<dl class="facts">{listed}</dl><h3>config.yaml</h3>'
+        f'<pre tabindex="0" aria-label="Configuration"><code>{escape(record["config_yaml"])}</code></pre></details>'
+    )
+
+
+# --- the nets, one panel for each --------------------------------------------------------------------------------
+
+
+def _nets_part(record: Record) -> str:
+    subnets, best = record["subnets"], _best(record)
+    if not subnets:
+        return '<p class="none">No net has been found yet.</p>'
+    chosen = next(number for number, subnet in enumerate(subnets) if subnet is best)
+    picks = "".join(
+        f'<button type="button" class="pick" aria-controls="net-{number}" '
+        f'aria-pressed="{"true" if number == chosen else "false"}">{escape(subnet["budget"])}</button>'
+        for number, subnet in enumerate(subnets)
+    )
+    panels = "".join(
+        f'<div class="net" id="net-{number}"{"" if number == chosen else " hidden"}>'
+        f"{_net_panel(number, subnet, record)}</div>"
+        for number, subnet in enumerate(subnets)
+    )
+    return f'<div class="buttons" role="group" aria-label="Budget"><span>Budget</span>{picks}</div>{panels}'
+
+
+def _net_panel(number: int, subnet: Record, record: Record) -> str:
+    budget, full = escape(subnet["budget"]), record["full"]
+    sizes = {group["name"]: group["size"] for group in record["groups"]}
+    items = []
+    for name, width in subnet["widths"].items():
+        size = sizes.get(name, width)
+        items.append(
+            f'<li data-group="{escape(name)}"><code>{escape(name)}</code>'
+            f'<span class="track" aria-hidden="true"><i style="width:{100 * width / max(size, 1):.0f}%"></i></span>'
+            f'<span class="count"><b>{width}</b> / {size}</span></li>'
+        )
+    return (
+        f"<h3>Widths for {budget}</h3><p>{_count(subnet['macs'])} MACs ({_share(subnet['macs'], full['macs'])} of the "
+        f"full net), {_percent(_accuracy(subnet), 'accuracy not measured')} "
+        f"{'retrained' if subnet['accuracy'].get('retrained') is not None else 'not retrained'}. "
+        "Channels kept / original, layer by layer:</p>"
+        f'<ul class="widths" aria-label="Widths for {budget}">{"".join(items)}</ul>'
+        f'<div class="bar-row"><button type="button" class="copy" data-net="{number}">Copy widths as JSON</button>'
+        f'<span class="copied" role="status"></span></div>{_usage(subnet, record)}'
+    )
+
+
+def _usage(subnet: Record, record: Record) -> str:
+    """How to load the net, as far as its files are there."""
+    files_there, directory = subnet["files"], str(subnet["directory"])
+    path = directory.rstrip("/\\")
+    torch = "<p>This net has not been retrained yet, so there is nothing to load.</p>"
+    if "model.safetensors" in files_there:
+        torch = _code(
+            f"import autoslim\n\nnet = autoslim.load_subnet({_literal(directory)})\n"
+            "logits = net(images)  # a plain module, in evaluation mode"
+        )
+    parts = f"<div><h3>Load it in PyTorch</h3>{torch}</div>"
+    if "model.onnx" in files_there:
+        onnx = _code(
+            f"import onnxruntime as ort\n\nsession = ort.InferenceSession({_literal(path + '/model.onnx')})\n"
+            "name = session.get_inputs()[0].name\nlogits = session.run(None, {name: images})[0]"
+        )
+        parts += f"<div><h3>Run it with ONNX Runtime</h3>{onnx}</div>"
+    listed = ", ".join(f"<code>{escape(name)}</code>" for name in files_there) or "none yet"
+    return (
+        f'<div class="pair">{parts}</div><p class="note"><code>images</code> is a float32 batch of shape '
+        "(N, C, H, W), normalised as in training; a tensor for PyTorch, a NumPy array for ONNX Runtime. Paths are as "
+        f"seen from where the run was started. Files in <code>{escape(directory)}</code>: {listed}.</p>"
+    )
+
+
+def _literal(text: str) -> str:
+    """The text as a Python string in double quotes."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _code(text: str) -> str:
+    return f'<pre tabindex="0"><code>{escape(text, quote=False)}</code></pre>'
