@@ -4,8 +4,8 @@
     python benchmarks/bench_memory.py --quick    # MobileNetV2 only
 
 Each measurement is a process of its own; the peak is the high-water mark of resident memory over three steps, less what
-the process held before its first step (code and libraries). MALLOC_MMAP_THRESHOLD_ makes glibc give freed tensors back at
-once, so that the mark shows what is held and not how the heap fragments. Needs Linux.
+the process held before its first step (code and libraries). MALLOC_MMAP_THRESHOLD_ makes glibc give freed tensors back
+at once, so that the mark shows what is held and not how the heap fragments. Needs Linux.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-
 
 _ENVIRONMENT = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
 
@@ -72,7 +71,10 @@ def main() -> None:
         peaks = {}
         for kind in ("plain", "sandwich"):
             command = [sys.executable, __file__, "--measure", name, kind, str(batch), str(size)]
-            runs = [float(subprocess.check_output(command, text=True, env=_ENVIRONMENT)) for _ in range(1 if options.quick else 3)]
+            runs = [
+                float(subprocess.check_output(command, text=True, env=_ENVIRONMENT))
+                for _ in range(1 if options.quick else 3)
+            ]
             peaks[kind] = sorted(runs)[len(runs) // 2]
             print(f"{name} {size} px, batch {batch}, {kind}: {peaks[kind]:.0f} MiB")
         print(f"ratio {name} {peaks['sandwich'] / peaks['plain']:.3f}")

@@ -175,7 +175,9 @@ def test_retraining_can_start_from_the_supernet_and_learn_from_it(config: Path, 
 
 
 def test_bf16_and_channels_last_run(config: Path, in_tmp: Path) -> None:
-    options = [f"--set={stage}.{key}" for stage in ("train", "retrain") for key in ("autocast=bf16", "channels_last=true")]
+    options = [
+        f"--set={stage}.{key}" for stage in ("train", "retrain") for key in ("autocast=bf16", "channels_last=true")
+    ]
     assert run("run", config, *options, "--set", "slim.score=accuracy") == 0
     results = json.loads((in_tmp / "runs/small/results.json").read_text())
     assert results["subnets"][0]["accuracy"]["retrained"] > 0.25

@@ -6,6 +6,7 @@ import math
 import random
 import subprocess
 import sys
+from itertools import pairwise
 
 import pytest
 import torch
@@ -46,9 +47,9 @@ def test_the_schedule_warms_up_and_ends_near_zero(schedule: str) -> None:
     recipe = Recipe(epochs=10, lr=0.4, schedule=schedule, warmup_epochs=2)  # type: ignore[arg-type]
     rates = [recipe.learning_rate(step, 50) for step in range(500)]
     assert rates[0] == pytest.approx(0.4 / 101)
-    assert all(a < b for a, b in zip(rates[:100], rates[1:100], strict=False))
+    assert all(a < b for a, b in pairwise(rates[:100]))
     assert rates[100] == pytest.approx(0.4)
-    assert all(a > b for a, b in zip(rates[100:], rates[101:], strict=False))
+    assert all(a > b for a, b in pairwise(rates[100:]))
     assert 0 < rates[-1] < 0.002
     halfway = rates[300]
     assert halfway == pytest.approx(0.2, abs=1e-9)

@@ -95,9 +95,7 @@ def test_equal_seeds_give_equal_nets() -> None:
         (zoo.resnet50, [64] + [9] * 53, "has 54 entries; this network needs 54|every block of stage"),
     ],
 )
-def test_a_wrong_channel_list_is_explained(
-    build: Callable[..., nn.Module], channels: list[int], expected: str
-) -> None:
+def test_a_wrong_channel_list_is_explained(build: Callable[..., nn.Module], channels: list[int], expected: str) -> None:
     if build is zoo.mobilenet_v2:
         channels[5] = 24  # block 2 of the first stage differs from block 1
     if build is zoo.resnet50:

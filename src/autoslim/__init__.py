@@ -68,7 +68,7 @@ _HOMES = {
     "train": ("retrain", "train_supernet"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
-__all__ = [*_HOME, "__version__", "zoo"]  # noqa: PLE0604  # one list of public names, not two
+__all__ = [*_HOME, "__version__", "zoo"]  # one list of public names, not two
 
 
 def __getattr__(name: str) -> Any:

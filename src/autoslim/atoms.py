@@ -36,9 +36,7 @@ class Atoms:
         """Labels of `count` new atoms."""
         first, self._count = self._count, self._count + count
         if self._count > len(self._parent):
-            self._parent = np.concatenate(
-                [self._parent, np.arange(len(self._parent), 2 * self._count, dtype=np.int64)]
-            )
+            self._parent = np.concatenate([self._parent, np.arange(len(self._parent), 2 * self._count, dtype=np.int64)])
         return np.arange(first, self._count, dtype=np.int64)
 
     def find(self, labels: Labels) -> Labels:

@@ -73,7 +73,8 @@ def _execution_order(model: nn.Module, layers: list[_BatchNorm], batch: Any) -> 
     calls: dict[_BatchNorm, int] = {}
 
     def count(layer: nn.Module, args: Any) -> None:
-        calls[layer] = calls.get(layer, 0) + 1  # type: ignore[index]
+        assert isinstance(layer, _BatchNorm)
+        calls[layer] = calls.get(layer, 0) + 1
 
     handles = [layer.register_forward_pre_hook(count) for layer in layers]
     try:

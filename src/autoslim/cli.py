@@ -51,7 +51,9 @@ def main(arguments: list[str] | None = None) -> int:
                 return _fail("stopped; run the same command again to go on", 130)
             raise
         text = shown()
-        print(text if type(error).__name__ == "NoArgsIsHelpError" else f"error: {' '.join(text.split())}", file=sys.stderr)
+        print(
+            text if type(error).__name__ == "NoArgsIsHelpError" else f"error: {' '.join(text.split())}", file=sys.stderr
+        )
         return 2
     return 0
 
@@ -86,11 +88,15 @@ def run(
 
 @app.command()
 def inspect(
-    target: Annotated[str, typer.Argument(help="A model (torchvision:resnet50, file.py:function, ...) or a YAML file.")],
+    target: Annotated[
+        str, typer.Argument(help="A model (torchvision:resnet50, file.py:function, ...) or a YAML file.")
+    ],
     input_shape: Annotated[
         str | None, typer.Option("--input", metavar="SHAPE", help="Shape of the example input, as 1,3,224,224.")
     ] = None,
-    budget: Annotated[list[str] | None, typer.Option("--budget", help="Is it within reach? 300M, 50%, params=4M")] = None,
+    budget: Annotated[
+        list[str] | None, typer.Option("--budget", help="Is it within reach? 300M, 50%, params=4M")
+    ] = None,
     set_: _Set = None,
     as_json: _Json = False,
 ) -> None:

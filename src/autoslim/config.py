@@ -156,7 +156,9 @@ def _explain(error: ValidationError) -> str:
     # a union reports its members as the last part of the path; the key before it is what the user wrote
     shown = ".".join(part for part in path if not part.startswith(("constrained", "function-", "literal[", "bool")))
     given = repr(first["input"])
-    return f"{shown}: {first['msg'].removeprefix('Value error, ')}, got {given if len(given) < 80 else given[:77] + '...'}"
+    return (
+        f"{shown}: {first['msg'].removeprefix('Value error, ')}, got {given if len(given) < 80 else given[:77] + '...'}"
+    )
 
 
 def _keys_at(path: list[str]) -> list[str]:

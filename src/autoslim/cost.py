@@ -48,6 +48,7 @@ class MacCost:
         self._sum = _Products((op.scale, op.factors) for op in space.operations)
 
     def __call__(self, widths: Mapping[str, int]) -> float:
+        """MACs of the net of these widths."""
         return self._sum(widths)
 
 
@@ -60,6 +61,7 @@ class ParamCost:
         self._sum = _Products((1, axes) for axes in space.parameters.values())
 
     def __call__(self, widths: Mapping[str, int]) -> float:
+        """Parameters of the net of these widths."""
         return self._sum(widths)
 
 
@@ -73,6 +75,7 @@ class MemoryCost:
         self._sum = _Products([*outputs, *((1, axes) for axes in space.parameters.values())])
 
     def __call__(self, widths: Mapping[str, int]) -> float:
+        """Elements of the net of these widths."""
         return self._sum(widths)
 
 

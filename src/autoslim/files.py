@@ -65,9 +65,13 @@ def read_records(path: Path) -> list[dict[str, Any]]:
         try:
             record = json.loads(line)
         except ValueError as error:
-            raise RunError(f"{path}, line {number} is damaged: {error}; delete the file to start its stage again") from error
+            raise RunError(
+                f"{path}, line {number} is damaged: {error}; delete the file to start its stage again"
+            ) from error
         if not isinstance(record, dict):
-            raise RunError(f"{path}, line {number} is damaged: no JSON object; delete the file to start its stage again")
+            raise RunError(
+                f"{path}, line {number} is damaged: no JSON object; delete the file to start its stage again"
+            )
         records.append(record)
     if lines[-1]:
         keep_records(path, records)

@@ -13,7 +13,10 @@ from autoslim.tracing import split_input
 
 
 def measure_latency(model: nn.Module, example_input: Any, *, repeats: int = 30, warmup: int = 5) -> float:
-    """Median milliseconds of one forward pass in evaluation mode, on the device the model is on; the mode is restored."""
+    """Median milliseconds of one forward pass in evaluation mode, on the device the model is on.
+
+    The mode is restored.
+    """
     args, kwargs = split_input(example_input)
     parameter = next(model.parameters(), None)
     on_cuda = parameter is not None and parameter.is_cuda

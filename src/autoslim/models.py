@@ -62,7 +62,9 @@ def _autoslim(name: str) -> Callable[..., Any]:
     known = {
         key: value
         for key, value in vars(zoo).items()
-        if inspect.isfunction(value) and value.__module__.startswith(zoo.__name__) and not key.startswith("_")
+        if inspect.isfunction(value)
+        and value.__module__.startswith(zoo.__name__)
+        and not key.startswith("_")
         and inspect.signature(value).return_annotation in ("nn.Module", nn.Module)
     }
     if name not in known:

@@ -197,7 +197,7 @@ def train_stage(job: Job) -> None:
     """Train the supernet; leaves `supernet/model.safetensors` and `supernet/metrics.json`."""
     run, recipe = job.run, job.config.train
     done = run.supernet / "model.safetensors"
-    model = _model(job)
+    model = job.supernet.model
     if done.exists():
         job.progress.say(f"supernet: trained before, {done}")
     else:
@@ -256,7 +256,7 @@ def slim_stage(job: Job) -> None:
         widths = widths_within(job.space, steps, budget.cost, budget.limit)
         assert widths is not None, "the walk went on until every budget was met"
         write_whole(directory / "widths.json", widths.to_json())
-        found = extract(_model(job), job.space, widths)
+        found = extract(job.supernet.model, job.space, widths)
         recalibrate_batchnorm(found, job.calibration())
         accuracy = {"supernet": supernet["accuracy"], "found": evaluate(found, job.test())}
         write_json(directory / "metrics.json", {"budget": budget.text, **job.figures(widths), "accuracy": accuracy})
@@ -293,7 +293,7 @@ def export_stage(job: Job) -> None:
     supernet = job.run.supernet / "metrics.json"
     metrics = read_json(_need(supernet, "train"))
     if "latency_ms" not in metrics:
-        metrics["latency_ms"] = measure_latency(extract(_model(job), job.space, job.space.full()), example)
+        metrics["latency_ms"] = measure_latency(extract(job.supernet.model, job.space, job.space.full()), example)
         write_json(supernet, metrics)
     wants_onnx = has_onnx() if job.config.export.onnx == "auto" else job.config.export.onnx
     if job.config.export.onnx == "auto" and not wants_onnx:
@@ -391,7 +391,7 @@ def _retrained(job: Job, stage: str, directory: Path, space: ChannelSpace, width
     if (directory / "model.safetensors").exists():
         (directory / "checkpoint.safetensors").unlink(missing_ok=True)
         return load_subnet(directory, _builder(job)).to(job.device)
-    origin = _model(job) if recipe.init == "supernet" else fresh_model(config)
+    origin = job.supernet.model if recipe.init == "supernet" else fresh_model(config)
     net = extract(origin, space, widths).to(job.device)
     if recipe.init == "supernet":
         recalibrate_batchnorm(net, job.calibration())
@@ -399,7 +399,7 @@ def _retrained(job: Job, stage: str, directory: Path, space: ChannelSpace, width
         net = net.to(memory_format=torch.channels_last)
     teacher = None
     if recipe.distill > 0:
-        teacher = extract(_model(job), job.space, job.space.full())
+        teacher = extract(job.supernet.model, job.space, job.space.full())
         recalibrate_batchnorm(teacher, job.calibration())
         teacher.eval()
     step = plain_step(net, recipe, None, teacher, recipe.distill)
@@ -414,10 +414,12 @@ def read_path(run: Run, space: ChannelSpace, cost: Cost) -> list[SlimStep]:
     """The greedy steps written so far; `RunError` if the file is none of this space."""
     widths, steps = space.full(), []
     for number, record in enumerate(read_records(run.slim_log), start=1):
-        group = record.get("group")
+        group = str(record.get("group"))
         following = space.narrowed(widths, group) if group in space.groups else None
         if following is None or following[group] != record.get("width"):
-            raise RunError(f"{run.slim_log}, line {number} does not follow from the ones before; delete it to search again")
+            raise RunError(
+                f"{run.slim_log}, line {number} does not follow from the ones before; delete it to search again"
+            )
         widths = following
         steps.append(SlimStep(group, widths, cost(widths), float(record["score"])))
     return steps
@@ -431,12 +433,6 @@ def _naming(checkpoint: Path) -> Iterator[None]:
     except TrainError as error:
         left = f"the last good checkpoint is {checkpoint}" if checkpoint.exists() else "no epoch was finished before"
         raise TrainError(f"{error}; {left}") from error
-
-
-def _model(job: Job) -> nn.Module:
-    model = job.supernet.model
-    assert isinstance(model, nn.Module)
-    return model
 
 
 def _builder(job: Job) -> Callable[[], nn.Module]:

@@ -40,7 +40,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class SupernetRecipe(Recipe):
-    """Training of the supernet: besides the widest and the narrowest, `num_random` nets per step (n = num_random + 2)."""
+    """Training of the supernet: the widest, the narrowest and `num_random` others per step (n = num_random + 2)."""
 
     num_random: Annotated[int, Ge(0)] = 2
     distill: bool = True

@@ -66,8 +66,7 @@ class Recorder:
         """Labels per axis; None: nothing to cut. Axes of a parameter are born when first asked for."""
         name = self.names.get(id(tensor))
         if name is None:
-            found: Sequence[Labels | None] | None = self._labels.get(tensor)
-            return found if found is not None else [None] * tensor.ndim
+            return self._labels[tensor] if tensor in self._labels else [None] * tensor.ndim
         known = self.axes.get(name) or [None] * tensor.ndim
         return [
             self._born(name, tensor, axis) if size > 1 or known[axis] is not None else None
@@ -103,7 +102,10 @@ class Recorder:
 
     def _origin(self, tensor: Tensor) -> str:
         """The name of the parameter that a tensor is, or was computed from; else empty."""
-        return self.names.get(id(tensor)) or self._origins.get(tensor) or ""
+        name = self.names.get(id(tensor), "")
+        if not name and tensor in self._origins:
+            name = self._origins[tensor]
+        return name
 
     def is_weight(self, tensor: Tensor) -> bool:
         """Is the tensor a parameter, or computed from parameters alone?"""
@@ -227,12 +229,9 @@ class Recorder:
         )
 
     def _split(self, factors: Sequence[Factor]) -> tuple[int, tuple[Labels, ...]]:
-        scale, follows = 1, []
+        scale, follows = 1, list[Labels]()
         for factor in factors:
-            labels = factor
-            if isinstance(factor, tuple):
-                tensor, axis = factor
-                labels = self.vector(tensor, axis)
+            labels = self.vector(*factor) if isinstance(factor, tuple) else factor
             if isinstance(labels, int):
                 scale *= labels
             elif (labels >= 0).any():

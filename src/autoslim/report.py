@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from importlib.resources import files
@@ -29,6 +30,7 @@ _FOLD = 12  # names in one cell before the rest is folded away
 
 Record = Mapping[str, Any]
 Figure = dict[str, Any]
+_Point = tuple[float, float | None, str]  # x, y (None: not measured) and the text shown at it
 
 
 def has_plotly() -> bool:
@@ -51,13 +53,15 @@ def render_report(record: Record) -> str:
         "tiles": _tiles(record),
         "metric": escape(_METRICS.get(record["metric"], str(record["metric"]))),
         "tradeoff": _tradeoff_part(record, figures),
-        "results": _results_part(record),
+        "results": _results_rows(record),
+        "device": escape(str(record["device"])),
         "channels": _channels_part(record, figures),
         "nets": _nets_part(record),
         "training": _training_part(record, figures),
         "search": _search_part(record, figures),
         "frozen": _frozen_part(record),
-        "provenance": _provenance_part(record),
+        "provenance": _provenance(record),
+        "config": escape(str(record["config_yaml"])),
     }
     widths = [Widths(subnet["widths"]).to_json() for subnet in record["subnets"]]
     return Template(_asset("report.html")).substitute(
@@ -141,10 +145,13 @@ def _label(text: object) -> str:
 
 
 def _shortened(name: str, length: int) -> str:
-    """At most `length` characters; the end of a layer's name tells more than its beginning."""
-    name = " ".join(name.split())
-    head = length // 3
-    return name if len(name) <= length else f"{name[:head]}…{name[head + 1 - length :]}"
+    """At most `length` characters: `features.3.block.conv` as f.3.b.conv, for the end of a layer's name tells most."""
+    parts = " ".join(name.split()).split(".")
+    for number, part in enumerate(parts[:-1]):
+        if len(".".join(parts)) > length and not part.isdigit():
+            parts[number] = part[:1]
+    short = ".".join(parts)
+    return short if len(short) <= length else f"{short[: length // 3]}…{short[length // 3 + 1 - length :]}"
 
 
 def _date(record: Record) -> str:
@@ -289,7 +296,7 @@ def _chart(name: str, title: str, height: int, *, style: str = "") -> str:
 
 
 def _layout(x: Figure, y: Figure, **more: Any) -> Figure:
-    axis = {"gridcolor": _GRID, "zeroline": False, "automargin": True, "linecolor": "#c6ccd6"}
+    axis = {"gridcolor": _GRID, "zeroline": False, "automargin": True, "linecolor": "#c6ccd6", "ticks": ""}
     for own in (x, y):
         if "title" in own:
             own["title"]["font"] = {"size": 13, "color": _SOFT}
@@ -313,7 +320,7 @@ def _layout(x: Figure, y: Figure, **more: Any) -> Figure:
     }
 
 
-def _points_trace(name: str, points: Iterable[tuple[float, float | None, str]], marker: Figure, **more: Any) -> Figure:
+def _trace(name: str, points: Iterable[_Point], marker: Figure, **more: Any) -> Figure:
     """A scatter trace of (x, y, hover text); a point without y is left out."""
     kept = [point for point in points if point[1] is not None]
     return {
@@ -367,30 +374,21 @@ def _is_loss(record: Record) -> bool:
 
 
 def _tradeoff_part(record: Record, figures: dict[str, Figure]) -> str:
-    subnets, full = record["subnets"], record["full"]
+    subnets, full, chance = record["subnets"], record["full"], _chance(record)
     traces = _tradeoff_traces(record)
-    axis, guides = _macs_axis([("full net", full["macs"]), *((s["budget"], s["macs"]) for s in subnets)])
-    levels = max(guide["level"] for guide in guides)
-    layout = _layout(
-        axis,
-        {"title": {"text": "accuracy on test images"}, "tickformat": ".2~%"},
-        shapes=[guide["shape"] for guide in guides],
-        annotations=[guide["annotation"] for guide in guides],
-    )
-    layout["margin"]["t"] = 26 + 17 * levels
-    figures["tradeoff"] = _figure(traces, layout, {"yaxis.title.text": "accuracy", "xaxis.nticks": 5})
+    y = {"title": {"text": "accuracy on test images"}, "tickformat": ".2~%"}
+    narrow = {"yaxis.title.text": "accuracy", "xaxis.nticks": 5}
+    figures["tradeoff"] = _figure(traces, _over_macs(record, y), narrow)
     reached = ", ".join(f"{s['budget']}: {_percent(_accuracy(s))} with {_count(s['macs'])} MACs" for s in subnets)
     title = f"Accuracy over MACs. Full net: {_percent(full.get('accuracy'), 'unknown')}. {reached}"
-    chance = _chance(record)
     caution = (
-        f" With {record['data']['test']:,} test images and one training each, take differences below about "
+        f"With {record['data']['test']:,} test images and one training each, take differences below about "
         f"{_points(chance)} as chance."
-        if chance
-        else ""
     )
     return (
         "<figure><figcaption>Higher and further left is better. The dotted lines mark the MACs of each net; point at a "
-        f"mark for its figures, drag to zoom, double-click to go back.{caution}</figcaption>"
+        'mark for its figures<span class="mouse">, drag to zoom, double-click to go back</span>. '
+        f"{caution if chance else ''}</figcaption>"
         f"{_key('tradeoff', [(trace['name'], trace) for trace in traces])}{_chart('tradeoff', title, 440)}</figure>"
     )
 
@@ -398,41 +396,35 @@ def _tradeoff_part(record: Record, figures: dict[str, Figure]) -> str:
 def _tradeoff_traces(record: Record) -> list[Figure]:
     subnets, full = sorted(record["subnets"], key=lambda subnet: float(subnet["macs"])), record["full"]
 
-    def marks(kind: str, text: str) -> list[tuple[float, float | None, str]]:
-        return [(s["macs"], s["accuracy"].get(kind), _hover(f"{s['budget']}, {text}", s, kind, full)) for s in subnets]
+    def points(kind: str) -> list[_Point]:
+        return [(s["macs"], s["accuracy"].get(kind), _hover(f"{s['budget']}, {kind}", s, kind, full)) for s in subnets]
 
-    def compared(subnet: Record) -> tuple[float, float | None, str]:
-        uniform = subnet.get("uniform") or {}
-        macs = uniform.get("macs") or subnet["macs"]
-        ratio = f"<br>every layer at {uniform['ratio']:.3g} of its width" if uniform.get("ratio") else ""
-        shown = {"macs": macs, "accuracy": subnet["accuracy"]}
-        return (
-            macs,
-            subnet["accuracy"].get("uniform"),
-            _hover(f"{subnet['budget']}, uniform", shown, "uniform", full) + ratio,
-        )
-
-    def line(colour: str, dash: str) -> Figure:
+    def lines(colour: str, dash: str) -> Figure:
         return {"mode": "lines+markers", "line": {"color": colour, "width": 2, "dash": dash}}
 
-    whole = (full["macs"], full.get("accuracy"), _hover("full net", {**full, "accuracy": full}, "accuracy", full))
+    uniform = [_uniform_point(subnet, full) for subnet in subnets]
+    whole = [(full["macs"], full.get("accuracy"), _hover("full net", {**full, "accuracy": full}, "accuracy", full))]
     traces = [
-        _points_trace("Found", marks("found", "found"), _marker(_FOUND, "diamond", 11)),
-        _points_trace(
-            "Uniform", map(compared, subnets), _marker(_UNIFORM, "square-open", 11), **line(_UNIFORM, "dash")
-        ),
-        _points_trace(
-            "Retrained", marks("retrained", "retrained"), _marker(_RETRAINED, "circle", 12), **line(_RETRAINED, "solid")
-        ),
-        _points_trace("Full net", [whole], _marker(_INK, "star", 15)),
+        _trace("Retrained", points("retrained"), _marker(_RETRAINED, "circle", 12), **lines(_RETRAINED, "solid")),
+        _trace("Uniform", uniform, _marker(_UNIFORM, "square-open", 11), **lines(_UNIFORM, "dash")),
+        _trace("Found", points("found"), _marker(_FOUND, "diamond", 11)),
+        _trace("Full net", whole, _marker(_INK, "star", 15)),
     ]
     if record["path"] and not _is_loss(record):
-        traces.insert(0, _search_trace(record))
-    missing = {"Uniform": "uniform: not trained", "Retrained": "retrained: not trained yet"}
+        traces.append(_search_trace(record) | {"zorder": -1})
     for trace in traces:
         if not trace["x"]:
-            trace["name"] = missing.get(trace["name"], f"{trace['name']}: not measured")
+            trace["name"] += ": not trained" if trace["name"] in ("Uniform", "Retrained") else ": not measured"
     return traces
+
+
+def _uniform_point(subnet: Record, full: Record) -> _Point:
+    uniform = subnet.get("uniform") or {}
+    net = {"macs": uniform.get("macs") or subnet["macs"], "accuracy": subnet["accuracy"]}
+    text = _hover(f"{subnet['budget']}, uniform", net, "uniform", full)
+    if uniform.get("ratio"):
+        text += f"<br>every layer at {uniform['ratio']:.3g} of its width"
+    return net["macs"], subnet["accuracy"].get("uniform"), text
 
 
 def _marker(colour: str, symbol: str, size: int) -> Figure:
@@ -452,18 +444,16 @@ def _hover(name: str, net: Record, kind: str, full: Record) -> str:
     return "<br>".join(lines)
 
 
-def _macs_axis(nets: Sequence[tuple[str, float]]) -> tuple[Figure, list[Figure]]:
-    """The axis, and for each net a dotted line with its name on top, on as many levels as keep names apart."""
-    least, most = min(macs for _, macs in nets), max(macs for _, macs in nets)
-    axis: Figure = {"title": {"text": "MACs per image"}, "tickformat": "~s", "hoverformat": ".3s"}
-    is_log = most > 12 * max(least, 1)
+def _over_macs(record: Record, y: Figure) -> Figure:
+    """A layout over MACs; each net has a dotted line with its name on top, on as many levels as keep names apart."""
+    nets = [("full net", record["full"]["macs"]), *((s["budget"], s["macs"]) for s in record["subnets"])]
+    least, most = max(1, min(macs for _, macs in nets)), max(macs for _, macs in nets)
+    is_log = most > 12 * least
+    low, high = (math.log10(least) - 0.15, math.log10(most) + 0.12) if is_log else (0.0, 1.07 * most)
+    x: Figure = {"title": {"text": "MACs per image"}, "tickformat": "~s", "range": [low, high]}
     if is_log:
-        low, high = math.log10(max(least, 1)) - 0.15, math.log10(most) + 0.12
-        axis |= {"type": "log", "range": [low, high], "dtick": "D2"}
-    else:
-        low, high = 0.0, 1.07 * most
-        axis |= {"range": [low, high]}
-    guides: list[Figure] = []
+        x |= {"type": "log", "dtick": "D2"}
+    annotations: list[Figure] = []
     ends: list[float] = []  # of the last name on each level, in pixels of a narrow screen
     for name, macs in sorted(nets, key=lambda net: net[1]):
         text = _shortened(name, 22)
@@ -471,29 +461,13 @@ def _macs_axis(nets: Sequence[tuple[str, float]]) -> tuple[Figure, list[Figure]]
         pixels, half = 300 * (place - low) / (high - low), 3.6 * len(text) + 4
         level = next((number for number, end in enumerate(ends) if pixels - half > end), len(ends))
         ends[level : level + 1] = [pixels + half]
-        annotation = {
-            "x": place,
-            "y": 1,
-            "yref": "paper",
-            "yanchor": "bottom",
-            "yshift": 17 * level,
-            "showarrow": False,
-            "text": _label(text),
-            "hovertext": _label(name),
-            "font": {"size": 12.5, "color": _INK},
-        }
-        shape = {
-            "type": "line",
-            "x0": macs,
-            "x1": macs,
-            "y0": 0,
-            "y1": 1,
-            "yref": "paper",
-            "line": {"color": "#b9c0cc", "width": 1, "dash": "dot"},
-            "layer": "below",
-        }
-        guides.append({"level": level, "annotation": annotation, "shape": shape})
-    return axis, guides
+        annotation = {"x": place, "y": 1, "yref": "paper", "yanchor": "bottom", "yshift": 17 * level}
+        annotations.append(annotation | {"text": _label(text), "showarrow": False, "font": {"size": 12.5}})
+    line = {"color": "#b9c0cc", "width": 1, "dash": "dot"}
+    guide = {"type": "line", "y0": 0, "y1": 1, "yref": "paper", "layer": "below", "line": line}
+    layout = _layout(x, y, annotations=annotations, shapes=[guide | {"x0": macs, "x1": macs} for _, macs in nets])
+    layout["margin"]["t"] = 9 + 17 * len(ends)
+    return layout
 
 
 def _search_trace(record: Record) -> Figure:
@@ -514,106 +488,93 @@ def _search_trace(record: Record) -> Figure:
         points.append((step["macs"], score, text))
     name = "Loss" if sign < 0 else "Search path (held-out images)"
     line = {"color": _SEARCH, "width": 2}
-    return _points_trace(name, points, {"color": _SEARCH, "size": 5, "symbol": "circle"}, mode="lines", line=line)
+    return _trace(name, points, {"color": _SEARCH, "size": 5, "symbol": "circle"}, mode="lines", line=line)
 
 
 def _search_part(record: Record, figures: dict[str, Figure]) -> str:
     """A section of its own when the search did not look at accuracies, for then it shares no axis with them."""
-    opening = '<section id="search" aria-labelledby="search-title"><h2 id="search-title">The search</h2>'
     steps = len(record["path"])
-    if not steps:
-        return f'{opening}<p class="none">No step of the search is recorded.</p></section>'
-    if not _is_loss(record):
+    if steps and not _is_loss(record):
         return ""
-    nets = [("full net", record["full"]["macs"]), *((s["budget"], s["macs"]) for s in record["subnets"])]
-    axis, guides = _macs_axis(nets)
-    shapes, annotations = [g["shape"] for g in guides], [g["annotation"] for g in guides]
-    layout = _layout(
-        axis, {"title": {"text": "held-out loss"}, "tickformat": "~g"}, shapes=shapes, annotations=annotations
-    )
-    layout["margin"]["t"] = 26 + 17 * max(guide["level"] for guide in guides)
-    trace = _search_trace(record)
-    trace["mode"] = "lines+markers" if steps <= 120 else "lines"
-    figures["search"] = _figure([trace], layout, {"xaxis.nticks": 5})
-    title = f"Held-out loss over MACs along the {_plural(steps, 'step')} of the greedy search"
-    return (
-        f"{opening}<figure><figcaption>{_plural(steps, 'step')}, from the full net at the right to the smallest budget at "
-        "the left; each narrows the one layer whose cut raises the loss on held-out images the least. Lower is better. "
-        f"No net is retrained along the way.</figcaption>{_chart('search', title, 320)}</figure></section>"
-    )
+    shown = '<p class="none">No step of the search is recorded.</p>'
+    if steps:
+        trace = _search_trace(record) | {"mode": "lines+markers" if steps <= 120 else "lines"}
+        layout = _over_macs(record, {"title": {"text": "held-out loss"}, "tickformat": "~g"})
+        figures["search"] = _figure([trace], layout, {"xaxis.nticks": 5})
+        title = f"Held-out loss over MACs along the {_plural(steps, 'step')} of the greedy search"
+        shown = (
+            f"<figure><figcaption>{_plural(steps, 'step')}, from the full net at the right to the last budget at the "
+            "left; each narrows the one layer whose cut hurts the loss on held-out images the least. Lower is better. "
+            f"No net is retrained along the way.</figcaption>{_chart('search', title, 320)}</figure>"
+        )
+    return f'<section id="search" aria-labelledby="search-title"><h2 id="search-title">The search</h2>{shown}</section>'
 
 
 # --- channels ----------------------------------------------------------------------------------------------------
 
 
 def _channels_part(record: Record, figures: dict[str, Figure]) -> str:
-    groups, subnets = record["groups"], record["subnets"]
-    if not groups or not subnets:
+    rows, columns = len(record["groups"]), len(record["subnets"])
+    if not rows or not columns:
         return '<p class="none">No layer was slimmed.</p>'
     figures["channels"] = _channels_figure(record)
-    rows, columns = len(groups), len(subnets)
-    title = (
-        f"Channels kept of {_plural(rows, 'layer')} for {_plural(columns, 'budget')}; listed in full in the next part"
-    )
-    height = _row_height(rows) * rows + 44
+    title = f"Channels kept of {_plural(rows, 'layer')} for {_plural(columns, 'budget')}; the next part lists them too"
+    height = (26 if rows <= 20 else 21) * rows + 60
     return (
-        "<figure><figcaption>Each row is a layer (with those tied to it, such as the two sides of a residual sum), from "
+        "<figure><figcaption>Each row is a layer (with those tied to it, such as both sides of a residual sum), from "
         "input to output; the number is the channels kept. Point at a cell for kept and original.</figcaption>"
         '<p class="scale">none kept <i></i> all kept</p>'
         f"{_chart('channels', title, height, style=f'max-width:{340 + 170 * columns}px')}</figure>"
     )
 
 
-def _row_height(rows: int) -> int:
-    return 26 if rows <= 20 else 21
-
-
 def _channels_figure(record: Record) -> Figure:
     groups, subnets = record["groups"], record["subnets"]
-    kept = [[subnet["widths"].get(group["name"]) for subnet in subnets] for group in groups]
-
-    def hover(group: Record, subnet: Record, width: int | None) -> str:
-        if width is None:
-            return f"<b>{_label(group['name'])}</b><br>unknown"
-        part = f"{width} / {group['size']} channels ({_share(width, group['size'])})"
-        return f"<b>{_label(group['name'])}</b><br>{_label(subnet['budget'])}: {part}"
-
-    common = {"type": "heatmap", "y": list(range(len(groups))), "xgap": 3, "ygap": 2, "zmin": 0, "zmax": 1}
-    common |= {"showscale": False, "texttemplate": "%{text}", "textfont": {"size": 12.5, "color": _INK}, "hoverinfo": "text"}
-    original = {
-        **common,
+    rows, columns = list(range(len(groups))), list(range(1, len(subnets) + 1))
+    common: Figure = {"type": "heatmap", "y": rows, "xgap": 3, "ygap": 2, "zmin": 0, "zmax": 1, "showscale": False}
+    common |= {"hoverinfo": "text", "texttemplate": "%{text}", "textfont": {"size": 12.5, "color": _INK}}
+    original = common | {
         "x": [0],
         "z": [[1] for _ in groups],
         "text": [[str(group["size"])] for group in groups],
         "hovertext": [[f"<b>{_label(group['name'])}</b><br>original: {group['size']} channels"] for group in groups],
         "colorscale": [[0, "#f0f1f4"], [1, "#f0f1f4"]],
     }
-    found = {
-        **common,
-        "x": list(range(1, len(subnets) + 1)),
-        "z": [[None if w is None else w / g["size"] for w in row] for g, row in zip(groups, kept, strict=True)],
-        "text": [["" if w is None else str(w) for w in row] for row in kept],
-        "hovertext": [
-            [hover(group, subnet, width) for subnet, width in zip(subnets, row, strict=True)]
-            for group, row in zip(groups, kept, strict=True)
-        ],
+    kept = common | {
+        "x": columns,
+        "z": [[subnet["widths"][group["name"]] / group["size"] for subnet in subnets] for group in groups],
+        "text": [[str(subnet["widths"][group["name"]]) for subnet in subnets] for group in groups],
+        "hovertext": [[_kept(group, subnet) for subnet in subnets] for group in groups],
         "colorscale": _KEPT_SCALE,
     }
 
     def names(length: int) -> list[str]:
         return [_label(_shortened(group["name"], length)) + " " for group in groups]
 
-    def heads(length: int) -> list[str]:
-        return ["original", *(_label(_shortened(subnet["budget"], length)) for subnet in subnets)]
-
     bare: Figure = {"showgrid": False, "showline": False, "fixedrange": True, "tickmode": "array"}
-    x = bare | {"side": "top", "tickvals": list(range(len(subnets) + 1)), "ticktext": heads(24)}
-    y = bare | {"tickvals": list(range(len(groups))), "ticktext": names(34)}
-    x["range"], y["range"] = [-0.5, len(subnets) + 0.5], [len(groups) - 0.5, -0.5]
+    x = bare | {"side": "top", "tickangle": 0, "tickvals": [0, *columns], "range": [-0.5, len(subnets) + 0.5]}
+    y = bare | {"tickvals": rows, "ticktext": names(34), "range": [len(groups) - 0.5, -0.5]}
+    x["ticktext"] = ["original", *_column_heads(subnets, 24)]
     layout = _layout(x, y, dragmode=False)
     layout["margin"] |= {"t": 30, "r": 4}
-    narrow = {"xaxis.ticktext": heads(9), "yaxis.ticktext": names(17), "font.size": 11.5}
-    return _figure([original, found], layout, narrow)
+    narrow = {
+        "xaxis.ticktext": ["full<br>net", *_column_heads(subnets, 9)],
+        "yaxis.ticktext": names(17),
+        "font.size": 11.5,
+    }
+    return _figure([original, kept], layout, narrow)
+
+
+def _kept(group: Record, subnet: Record) -> str:
+    width, size = subnet["widths"][group["name"]], group["size"]
+    part = f"{width} / {size} channels ({_share(width, size)})"
+    return f"<b>{_label(group['name'])}</b><br>{_label(subnet['budget'])}: {part}"
+
+
+def _column_heads(subnets: Sequence[Record], length: int) -> list[str]:
+    """Budgets above columns; one with a metric takes two lines: memory / <=30%."""
+    parts = [re.split("(?=[<=:])", " ".join(subnet["budget"].split()), maxsplit=1) for subnet in subnets]
+    return ["<br>".join(_label(_shortened(line, length)) for line in lines if line) for lines in parts]
 
 
 # --- training ----------------------------------------------------------------------------------------------------
@@ -660,7 +621,7 @@ def _stage_trace(stage: Record, key: str, subnets: Sequence[Record]) -> Figure:
                 (epoch["epoch"], value, f"<b>{_label(stage['stage'])}</b><br>epoch {epoch['epoch']}: {figure}")
             )
     few = len(stage["epochs"]) <= 40
-    return _points_trace(
+    return _trace(
         _label(stage["stage"]),
         points,
         {"color": colour, "size": 5, "symbol": "circle"},
@@ -678,43 +639,23 @@ def _duration(seconds: float) -> str:
 # --- tables ------------------------------------------------------------------------------------------------------
 
 
-def _results_part(record: Record) -> str:
+def _results_rows(record: Record) -> str:
     full, best = record["full"], _best(record)
     rows = [_results_row("Full net", full, full, [_percent(full.get("accuracy"), "unknown"), *["–"] * 4])]
     for subnet in record["subnets"]:
         accuracy, gain = subnet["accuracy"], _gain(subnet)
         uniform = _percent(accuracy.get("uniform"))
-        if subnet.get("uniform") and accuracy.get("uniform") is not None:
-            compared = subnet["uniform"]
-            uniform += f"<small>{_count(compared['macs'])} MACs,<br>{compared['ratio']:.3g} of each width</small>"
+        if subnet.get("uniform"):
+            size = subnet["uniform"]
+            uniform += f"<small>{_count(size['macs'])} MACs,<br>widths ×{size['ratio']:.3g}</small>"
         change = "–"
         if gain is not None:
-            tone = "" if _signed(gain) == "±0.0" else "better" if gain > 0 else "worse"
+            tone = "none" if _signed(gain) == "±0.0" else "better" if gain > 0 else "worse"
             change = f'<span class="{tone}">{_signed(gain)}</span>'
         shown = [_percent(accuracy.get(kind), "not measured") for kind in ("supernet", "found")]
-        shown += [f"<strong>{_percent(accuracy.get('retrained'))}</strong>", uniform, change]
+        shown += [_percent(accuracy.get("retrained")), uniform, change]
         rows.append(_results_row(escape(subnet["budget"]), subnet, full, shown, is_best=subnet is best))
-    latency = f"Latency<small>one image, {escape(str(record['device']))}</small>"
-    heads = ("MACs", "Parameters", "Memory<small>elements</small>", latency)
-    kinds = (
-        "Supernet<small>widest net</small>",
-        "Found",
-        "Retrained",
-        "Uniform",
-        "Gain<small>points over uniform</small>",
-    )
-    head = "".join(f'<th scope="col">{name}</th>' for name in ("Net", *heads, *kinds))
-    caption = (
-        "Per cent below an amount are of the full net. Memory counts parameters and the elements of all layer outputs. "
-        "The tinted row is the best trade: the fewest MACs among the nets that lose at most one point against the full "
-        "net, or if there is none, the most accurate."
-    )
-    return (
-        '<div class="scroll" role="region" aria-label="Table of all figures" tabindex="0"><table class="wide">'
-        '<thead><tr><td></td><th class="group" scope="colgroup" colspan="4">Cost</th>'
-        '<th class="group" scope="colgroup" colspan="5">Accuracy on test images</th></tr>'
-        f'<tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div><p class="note">{caption}</p>'
-    )
+    return "".join(rows)
 
 
 def _results_row(name: str, net: Record, full: Record, accuracies: Iterable[str], *, is_best: bool = False) -> str:
@@ -758,25 +699,19 @@ def _names(names: Sequence[str]) -> str:
     return f"<details><summary>{len(shown)} layers</summary>{', '.join(shown)}</details>"
 
 
-def _provenance_part(record: Record) -> str:
+def _provenance(record: Record) -> str:
+    version, device = record["version"], record["device"]
     facts = {
         "Run": record["name"],
         "Model": record["model"],
         "Data": record["data"]["source"],
-        "AutoSlim": f"{record['version']}, commit {record['commit']}" if record.get("commit") else record["version"],
+        "AutoSlim": f"{version}, commit {record['commit']}" if record.get("commit") else version,
         "Date": record["date"],
         "Seed": record["seed"],
-        "Device": f"{record['device']}, {_plural(record['threads'], 'thread')}"
-        if record.get("threads")
-        else record["device"],
+        "Device": f"{device}, {_plural(record['threads'], 'thread')}" if record.get("threads") else device,
         "Machine": record["machine"],
     }
-    listed = "".join(f"<dt>{name}</dt><dd>{escape(str(value))}</dd>" for name, value in facts.items())
-    return (
-        "<details><summary>Version, seed, machine and the whole configuration</summary>"
-        f'<dl class="facts">{listed}</dl><h3>config.yaml</h3>'
-        f'<pre tabindex="0" aria-label="Configuration"><code>{escape(record["config_yaml"])}</code></pre></details>'
-    )
+    return "".join(f"<dt>{name}</dt><dd>{escape(str(value))}</dd>" for name, value in facts.items())
 
 
 # --- the nets, one panel for each --------------------------------------------------------------------------------
@@ -803,45 +738,42 @@ def _nets_part(record: Record) -> str:
 def _net_panel(number: int, subnet: Record, record: Record) -> str:
     budget, full = escape(subnet["budget"]), record["full"]
     sizes = {group["name"]: group["size"] for group in record["groups"]}
-    items = []
-    for name, width in subnet["widths"].items():
-        size = sizes.get(name, width)
-        items.append(
-            f'<li data-group="{escape(name)}"><code>{escape(name)}</code>'
-            f'<span class="track" aria-hidden="true"><i style="width:{100 * width / max(size, 1):.0f}%"></i></span>'
-            f'<span class="count"><b>{width}</b> / {size}</span></li>'
-        )
+    state = "retrained" if subnet["accuracy"].get("retrained") is not None else "not retrained"
+    items = (
+        f'<li data-group="{escape(name)}"><code>{escape(name)}</code>'
+        f'<span class="track" aria-hidden="true"><i style="width:{100 * width / sizes[name]:.0f}%"></i></span>'
+        f'<span class="count"><b>{width}</b> / {sizes[name]}</span></li>'
+        for name, width in subnet["widths"].items()
+    )
     return (
         f"<h3>Widths for {budget}</h3><p>{_count(subnet['macs'])} MACs ({_share(subnet['macs'], full['macs'])} of the "
-        f"full net), {_percent(_accuracy(subnet), 'accuracy not measured')} "
-        f"{'retrained' if subnet['accuracy'].get('retrained') is not None else 'not retrained'}. "
-        "Channels kept / original, layer by layer:</p>"
-        f'<ul class="widths" aria-label="Widths for {budget}">{"".join(items)}</ul>'
-        f'<div class="bar-row"><button type="button" class="copy" data-net="{number}">Copy widths as JSON</button>'
-        f'<span class="copied" role="status"></span></div>{_usage(subnet, record)}'
+        f"full net), {_percent(_accuracy(subnet), 'accuracy not measured')} {state}. Channels kept / original, layer by "
+        f'layer:</p><div class="bar-row"><button type="button" class="copy" data-net="{number}">Copy widths as JSON'
+        '</button><span class="copied" role="status"></span></div>'
+        f'<ul class="widths" aria-label="Widths for {budget}">{"".join(items)}</ul>{_usage(subnet)}'
     )
 
 
-def _usage(subnet: Record, record: Record) -> str:
+def _usage(subnet: Record) -> str:
     """How to load the net, as far as its files are there."""
-    files_there, directory = subnet["files"], str(subnet["directory"])
-    path = directory.rstrip("/\\")
+    present, directory = subnet["files"], str(subnet["directory"])
     torch = "<p>This net has not been retrained yet, so there is nothing to load.</p>"
-    if "model.safetensors" in files_there:
+    if "model.safetensors" in present:
         torch = _code(
             f"import autoslim\n\nnet = autoslim.load_subnet({_literal(directory)})\n"
             "logits = net(images)  # a plain module, in evaluation mode"
         )
-    parts = f"<div><h3>Load it in PyTorch</h3>{torch}</div>"
-    if "model.onnx" in files_there:
-        onnx = _code(
-            f"import onnxruntime as ort\n\nsession = ort.InferenceSession({_literal(path + '/model.onnx')})\n"
+    onnx = ""
+    if "model.onnx" in present:
+        path = directory.rstrip("/\\") + "/model.onnx"
+        code = (
+            f"import onnxruntime\n\nsession = onnxruntime.InferenceSession({_literal(path)})\n"
             "name = session.get_inputs()[0].name\nlogits = session.run(None, {name: images})[0]"
         )
-        parts += f"<div><h3>Run it with ONNX Runtime</h3>{onnx}</div>"
-    listed = ", ".join(f"<code>{escape(name)}</code>" for name in files_there) or "none yet"
+        onnx = f"<h3>Run it with ONNX Runtime</h3>{_code(code)}"
+    listed = ", ".join(f"<code>{escape(name)}</code>" for name in present) or "none yet"
     return (
-        f'<div class="pair">{parts}</div><p class="note"><code>images</code> is a float32 batch of shape '
+        f'<h3>Load it in PyTorch</h3>{torch}{onnx}<p class="note"><code>images</code> is a float32 batch of shape '
         "(N, C, H, W), normalised as in training; a tensor for PyTorch, a NumPy array for ONNX Runtime. Paths are as "
         f"seen from where the run was started. Files in <code>{escape(directory)}</code>: {listed}.</p>"
     )

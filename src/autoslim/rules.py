@@ -273,7 +273,21 @@ def _pad(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 # --- elementwise -------------------------------------------------------------------------------------------------
 
 
-@_rule("hardswish", "gelu", "relu6", "rsub", "dropout", "copy", "where", "addcmul", "addcdiv", "lerp", "masked_fill", "_prelu_kernel", "rrelu_with_noise")
+@_rule(
+    "hardswish",
+    "gelu",
+    "relu6",
+    "rsub",
+    "dropout",
+    "copy",
+    "where",
+    "addcmul",
+    "addcdiv",
+    "lerp",
+    "masked_fill",
+    "_prelu_kernel",
+    "rrelu_with_noise",
+)
 def _pointwise(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     if not isinstance(out, Tensor):
         raise Unsupported("several results")
@@ -490,7 +504,11 @@ _DIMENSIONS = re.compile(r"([123])d")
 
 
 @_rule(
-    *(f"{kind}_pool{n}d" for kind in ("avg", "max", "adaptive_avg", "_adaptive_avg", "adaptive_max") for n in (1, 2, 3)),
+    *(
+        f"{kind}_pool{n}d"
+        for kind in ("avg", "max", "adaptive_avg", "_adaptive_avg", "adaptive_max")
+        for n in (1, 2, 3)
+    ),
     *(f"max_pool{n}d_with_indices" for n in (2, 3)),
     *(f"{kind}_pad{n}d" for kind in ("reflection", "replication") for n in (1, 2, 3)),
     *("upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "_upsample_nearest_exact2d"),

@@ -79,7 +79,9 @@ def open_run(root: Path, config: Config) -> Run:
     """
     slugs = [_slug(budget) for budget in config.slim.budgets]
     if len(set(slugs)) < len(slugs):
-        raise ConfigError(f"slim.budgets: {', '.join(config.slim.budgets)} would share a directory; write them alike once")
+        raise ConfigError(
+            f"slim.budgets: {', '.join(config.slim.budgets)} would share a directory; write them alike once"
+        )
     path = root / "config.yaml"
     if not path.exists():
         if root.exists() and (not root.is_dir() or any(p.name != ".lock" for p in root.iterdir())):
@@ -122,7 +124,9 @@ def exclusive(root: Path) -> Iterator[None]:
                 leftover.unlink(missing_ok=True)
             yield
     except Timeout:
-        raise RunError(f"{root} is in use by another autoslim process; wait for it or choose another --run-dir") from None
+        raise RunError(
+            f"{root} is in use by another autoslim process; wait for it or choose another --run-dir"
+        ) from None
     except (FileExistsError, NotADirectoryError, PermissionError) as error:
         raise RunError(f"{root} cannot be used as a run directory: {error.strerror}") from error
 
@@ -151,7 +155,11 @@ def _provenance() -> dict[str, Any]:
     commit = None
     try:
         shown = subprocess.run(
-            ["git", "-C", str(here), "rev-parse", "--short", "HEAD"], capture_output=True, text=True, timeout=10, check=False
+            ["git", "-C", str(here), "rev-parse", "--short", "HEAD"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=False,
         )
         tracked = subprocess.run(
             ["git", "-C", str(here), "ls-files", "run.py"], capture_output=True, text=True, timeout=10, check=False
@@ -163,6 +171,6 @@ def _provenance() -> dict[str, Any]:
         "version": __version__,
         "commit": commit,
         "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-        "machine": f"{platform.system()} {platform.machine()}, {_available_cpus()} CPUs, Python {platform.python_version()}"
-        f", torch {metadata.version('torch')}",
+        "machine": f"{platform.system()} {platform.machine()}, {_available_cpus()} CPUs, "
+        f"Python {platform.python_version()}, torch {metadata.version('torch')}",
     }

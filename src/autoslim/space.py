@@ -288,7 +288,7 @@ class ChannelSpace:
                 raise SpaceError(f"group {name!r} cannot have width {widths[name]}; choices: {_short(group.choices)}")
 
     def with_choices(self, bins: int = 12, divisor: int = 8, min_ratio: float = 1 / 6) -> ChannelSpace:
-        """Thin the choices out to about `bins` steps that are multiples of `divisor`, none below `min_ratio` of the size.
+        """Thin the choices out to about `bins` multiples of `divisor`, none below `min_ratio` of the size.
 
         A bin is `max(divisor, divisor * round(size / bins / divisor))` channels, counted down from the size (the
         published channel lists obey this). Where the model allows fewer widths (a grouped convolution), the nearest
@@ -384,12 +384,14 @@ class ChannelSpace:
             notes = tuple(Note(**note) for note in record["notes"])
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise SpaceError(f"not a channel space: {type(error).__name__}: {error}") from error
-        return cls({g.name: g for g in groups}, tensors["parameters"], tensors["buffers"], operations, attributes, notes)
+        return cls(
+            {g.name: g for g in groups}, tensors["parameters"], tensors["buffers"], operations, attributes, notes
+        )
 
 
 @dataclass(frozen=True)
 class SlimStep:
-    """One greedy decision: `group` lost a bin, which gave `widths` of this `cost` and this `score` (higher is better)."""
+    """One greedy decision: `group` lost a bin, which gave `widths` of this `cost` and `score` (higher is better)."""
 
     group: str
     widths: Widths

@@ -26,6 +26,8 @@ class Supernet(nn.Module):
     suit no other width: see `recalibrate_batchnorm` and `Judge`.
     """
 
+    _model: nn.Module
+
     def __init__(self, model: nn.Module, space: ChannelSpace) -> None:
         super().__init__()
         check_model(model, space)
@@ -35,14 +37,19 @@ class Supernet(nn.Module):
         self._modules = model._modules
         self._non_persistent_buffers_set = model._non_persistent_buffers_set
         self.training = model.training
-        object.__setattr__(self, "model", model)
+        object.__setattr__(self, "_model", model)  # kept out of the tree: it is the tree
         self.space = space
         self._full = space.full()
+
+    @property
+    def model(self) -> nn.Module:
+        """The user's model."""
+        return self._model
 
     def forward(self, inputs: Any, widths: Mapping[str, int] | None = None) -> Any:
         """Run at `widths` (default: the widest). `inputs`: a tensor, a tuple of arguments or a mapping of keywords."""
         args, kwargs = split_input(inputs)
-        model: nn.Module = self.model  # type: ignore[assignment]  # kept out of the module tree on purpose
+        model = self._model
         if widths is None or widths == self._full:
             return model(*args, **kwargs)
         return run_subnet(model, self.space, widths, args, kwargs)
@@ -50,7 +57,7 @@ class Supernet(nn.Module):
     def train(self, mode: bool = True) -> Supernet:
         """Set the mode of the model, and of this handle."""
         super().train(mode)
-        self.model.training = mode
+        self._model.training = mode
         return self
 
 

@@ -55,7 +55,9 @@ def trace(model: nn.Module, example_input: ExampleInput, *, fixed: Iterable[str]
         recorder = _capture_all(subject)
         space = _proven(subject, _assemble(recorder, model, fixed), recorder.grouped)
     if not space.groups:
-        reasons = "; ".join(f"{note.name}: {note.reason}" for note in space.notes[:3]) or "it has no conv or linear layer"
+        reasons = (
+            "; ".join(f"{note.name}: {note.reason}" for note in space.notes[:3]) or "it has no conv or linear layer"
+        )
         raise TraceError(f"nothing in {type(model).__name__} can be slimmed ({reasons})")
     return space
 
@@ -85,11 +87,11 @@ class _Subject:
         return copy_module(self.model, lambda name, tensor: tensor.clone())
 
 
-class _LabelMode(TorchDispatchMode):
+class _LabelMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own base
     """Runs the rule of each operator after it."""
 
     def __init__(self, recorder: Recorder) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.recorder = recorder
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -163,7 +165,9 @@ def _capture(subject: _Subject, keep_groups: Iterable[str]) -> Recorder:
             recorder.operations, extra = counted, recorder.operations[len(counted) :]
             seen = {operation.weight for operation in counted}
             recorder.operations += [
-                dataclasses.replace(operation, scale=0, output_scale=0) for operation in extra if operation.weight not in seen
+                dataclasses.replace(operation, scale=0, output_scale=0)
+                for operation in extra
+                if operation.weight not in seen
             ]
     return recorder
 
@@ -189,29 +193,37 @@ def _prepared(model: nn.Module, example_input: ExampleInput) -> _Subject:
     """Model and input on meta, if the model runs there, else as copies on their own device."""
     args, kwargs = split_input(example_input)
     shapes = ", ".join(str(tuple(leaf.shape)) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))
-    try:
-        for convert in (_to_meta, lambda tensor: tensor.detach().clone()):
-            subject = _Subject(
-                copy_module(model, lambda name, tensor, convert=convert: convert(tensor)),
-                *tree_map(lambda leaf, convert=convert: convert(leaf) if isinstance(leaf, Tensor) else leaf, (args, kwargs)),
-            )
-            trial = subject.fresh().eval()
-            try:
-                with torch.no_grad():
-                    trial(*subject.args, **subject.kwargs)
-            except Exception as error:
-                failure = error
-            else:
-                return subject
-    except Exception as error:
-        raise TraceError(f"{type(model).__name__} cannot be copied: {_first_line(error)}") from error
+    for convert in (_to_meta, _to_copy):
+        try:
+            subject = _converted(model, args, kwargs, convert)
+        except Exception as error:
+            raise TraceError(f"{type(model).__name__} cannot be copied: {_first_line(error)}") from error
+        trial = subject.fresh().eval()
+        try:
+            with torch.no_grad():
+                trial(*subject.args, **subject.kwargs)
+        except Exception as error:
+            failure = error
+        else:
+            return subject
     raise TraceError(
         f"{type(model).__name__} does not run on the example input of shape {shapes or 'none'}: {_first_line(failure)}"
     ) from failure
 
 
+def _converted(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], convert: Callable[[Tensor], Tensor]
+) -> _Subject:
+    inputs = tree_map(lambda leaf: convert(leaf) if isinstance(leaf, Tensor) else leaf, (args, kwargs))
+    return _Subject(copy_module(model, lambda name, tensor: convert(tensor)), *inputs)
+
+
 def _to_meta(tensor: Tensor) -> Tensor:
     return torch.empty_like(tensor, device="meta")
+
+
+def _to_copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().clone()
 
 
 def _tensors(output: Any) -> Iterator[Tensor]:
@@ -284,15 +296,15 @@ class _Classes:
                 leader = self._lead(root)
                 members.setdefault(leader, {}).setdefault(root, count)
                 names.setdefault(leader, operation.name)
-        for leader, counts in members.items():
-            if len(counts) == 1:
-                self.reasons.setdefault(next(iter(counts)), "all of its channels are tied to each other")
+        for leader, sizes in members.items():
+            if len(sizes) == 1:
+                self.reasons.setdefault(next(iter(sizes)), "all of its channels are tied to each other")
                 continue
             name, copies = names[leader], 2
             while name in self.groups:
                 name, copies = f"{names[leader]}#{copies}", copies + 1
             choices, rank = [], 0
-            for root, count in counts.items():
+            for root, count in sizes.items():
                 self.places[root] = (name, rank)
                 rank += count
                 choices.append(rank)
@@ -311,7 +323,8 @@ def _assemble(recorder: Recorder, model: nn.Module, fixed: Sequence[str]) -> Cha
         }
         for kind, named in (("parameters", model.named_parameters()), ("buffers", model.named_buffers()))
     }
-    operations, notes = [], {}
+    operations: list[Operation] = []
+    notes: dict[str, str] = {}
     for op in recorder.operations:
         axes = {id(labels): classes.axis(labels, len(labels)) for labels in (*op.factors, *op.outputs)}
         produced = None if op.produced is None else classes.axis(op.produced, len(op.produced))
@@ -384,6 +397,7 @@ def _check_globs(model: nn.Module, fixed: Sequence[str]) -> None:
 
 def _proven(subject: _Subject, space: ChannelSpace, grouped: dict[str, bool]) -> ChannelSpace:
     """Freeze, with the reason, each group whose cut does not run or does not line up."""
+
     def failure(widths: Widths) -> str | None:
         return _failure(subject, space, widths, grouped)
 
@@ -405,9 +419,7 @@ def _proven(subject: _Subject, space: ChannelSpace, grouped: dict[str, bool]) ->
     return space
 
 
-def _guilty(
-    space: ChannelSpace, widths: Widths, failure: Callable[[Widths], str | None]
-) -> tuple[str, str]:
+def _guilty(space: ChannelSpace, widths: Widths, failure: Callable[[Widths], str | None]) -> tuple[str, str]:
     """Bisect for the first group whose cut makes the net fail when those before it are cut as well; and the failure."""
     names, full = list(space.groups), space.full()
 
@@ -421,9 +433,7 @@ def _guilty(
     return names[high - 1], failure(first_cut(high)) or "at times"
 
 
-def _failure(
-    subject: _Subject, space: ChannelSpace, widths: Widths, grouped: dict[str, bool]
-) -> str | None:
+def _failure(subject: _Subject, space: ChannelSpace, widths: Widths, grouped: dict[str, bool]) -> str | None:
     """Why the cut net does not run, or does not line up with its labels; None if all is well."""
     numbers, total = {}, 0
     for name, group in space.groups.items():
@@ -436,7 +446,7 @@ def _failure(
         name = max((n for n in numbers if numbers[n] <= number), key=lambda n: numbers[n])
         return f"channel {number - numbers[name]} of {name!r}"
 
-    presets = {
+    presets: dict[str, list[Labels | None]] = {
         name: [_settled(axis, widths, numbers) for axis in axes]
         for name, axes in (*space.parameters.items(), *space.buffers.items())
     }

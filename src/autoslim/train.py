@@ -116,7 +116,8 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         for module in model.modules()
         if isinstance(module, nn.modules.conv._ConvNd) and module.groups > 1 and module.weight.shape[1] == 1
     }
-    decayed, others = [], []
+    decayed: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for parameter in model.parameters():
         if parameter.requires_grad:
             (decayed if parameter.ndim > 1 and id(parameter) not in depthwise else others).append(parameter)
@@ -180,7 +181,10 @@ def train_supernet(
     loss: Loss | None = None,
     seed: int = 0,
 ) -> Iterator[EpochLog]:
-    """Train a supernet in place by the sandwich rule on any sized iterable of (inputs, targets); yields after each epoch."""
+    """Train a supernet in place by the sandwich rule; yields after each epoch.
+
+    `batches` is any iterable of (inputs, targets) that has a length, such as a `DataLoader`.
+    """
     yield from _epochs(supernet, batches, recipe, sandwich_step(supernet, recipe, loss), seed)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from numbers import Integral
 
 from torch import Tensor, nn
 
@@ -18,20 +19,28 @@ def make_divisible(channels: float, divisor: int = 8) -> int:
 
 def scaled(channels: Sequence[int], width: float) -> list[int]:
     """Channel numbers at a width multiplier."""
-    if width <= 0:
+    if not 0 < width < math.inf:
         raise ConfigError(f"width must be above 0, got {width}; the papers use 0.25 to 1.5")
     return [make_divisible(channel * width) for channel in channels]
 
 
-def checked(channels: Sequence[int], length: int, layout: str) -> list[int]:
-    """An explicit channel list of the right length."""
+def checked(channels: Sequence[int], length: int, layout: str, num_classes: int) -> list[int]:
+    """An explicit channel list of the right length; its last entry is the number of classes.
+
+    A `num_classes` that differs from it was asked for by the caller, unless it is the default of 1000.
+    """
     listed = list(channels)
     if len(listed) != length:
         raise ConfigError(f"channels has {len(listed)} entries; this network needs {length}: {layout}")
     for index, channel in enumerate(listed):
-        if isinstance(channel, bool) or not isinstance(channel, int) or channel < 1:
+        if isinstance(channel, bool) or not isinstance(channel, Integral) or channel < 1:
             raise ConfigError(f"channels[{index}] is {channel!r}; every entry is a whole number of at least 1")
-    return listed
+    if num_classes not in (1000, listed[-1]):
+        raise ConfigError(
+            f"channels ends with {listed[-1]} classes and num_classes is {num_classes}; "
+            f"end the list with {num_classes}, or leave num_classes out"
+        )
+    return [int(channel) for channel in listed]  # NumPy's numbers become Python's
 
 
 def conv_bn(

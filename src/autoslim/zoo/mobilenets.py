@@ -19,16 +19,19 @@ def mobilenet_v1(
     stem_stride: int = 2,
     repeats: int = 5,
 ) -> nn.Module:
-    """MobileNet v1 for images (N, in_channels, H, W); logits (N, num_classes).
+    """MobileNet v1 (Howard et al. 2017) for images (N, in_channels, H, W); logits (N, num_classes).
 
-    `repeats` is the number of blocks with 512 channels in a row (5 in the paper). `channels` replaces `width` and
-    `num_classes`: [conv0, pw1, ..., pw13, num_classes]. `stem_stride=1` suits images of 32 pixels.
+    `width` multiplies all channels, rounded to multiples of 8. `repeats` is the number of blocks with 512 channels in a
+    row (5 in the paper). `channels` replaces `width` and `num_classes`: [conv0, pw1, ..., pw13, num_classes].
+    `stem_stride=1` suits images of 32 pixels. Raises `ConfigError`.
     """
+    if repeats < 0:
+        raise ConfigError(f"repeats must be at least 0, got {repeats}; the paper has 5")
     strides = [1, 2, 1, 2, 1, 2, *[1] * repeats, 2, 1]
     if channels is None:
         plan = [*scaled([32, 64, 128, 128, 256, 256, 512, *[512] * repeats, 1024, 1024], width), num_classes]
     else:
-        plan = checked(channels, len(strides) + 2, f"[conv0, pw1..pw{len(strides)}, num_classes]")
+        plan = checked(channels, len(strides) + 2, f"[conv0, pw1..pw{len(strides)}, num_classes]", num_classes)
     *plan, num_classes = plan
     features = [conv_bn(in_channels, plan[0], 3, stem_stride, activation=relu6)]
     for incoming, outgoing, stride in zip(plan, plan[1:], strides, strict=False):
@@ -44,10 +47,12 @@ def mobilenet_v2(
     in_channels: int = 3,
     stem_stride: int = 2,
 ) -> nn.Module:
-    """MobileNet v2 for images (N, in_channels, H, W); logits (N, num_classes).
+    """MobileNet v2 (Sandler et al. 2018) for images (N, in_channels, H, W); logits (N, num_classes).
 
-    `channels` replaces `width` and `num_classes`: [conv0, block0_out, (mid, out) for blocks 1..16, conv_last,
-    num_classes]. The last convolution keeps 1280 channels at widths below 1, as in the paper.
+    `width` multiplies all channels, rounded to multiples of 8; the last convolution keeps 1280 at widths below 1, as in
+    the paper. `channels` replaces `width` and `num_classes`: [conv0, block0_out, (mid, out) for blocks 1..16,
+    conv_last, num_classes]. A block adds its input if it has stride 1 and as many channels come out as go in. Raises
+    `ConfigError`.
     """
     stages = [
         _Stage(24, 2, 2, 6, 3),
@@ -68,9 +73,10 @@ def mnasnet(
     in_channels: int = 3,
     stem_stride: int = 2,
 ) -> nn.Module:
-    """MNasNet without squeeze-excite, the variant of the published AutoSlim lists, for images (N, in_channels, H, W).
+    """MNasNet (Tan et al. 2018) for images (N, in_channels, H, W); logits (N, num_classes).
 
-    `channels` as for `mobilenet_v2`.
+    The variant without squeeze-excite that the published AutoSlim lists describe. `width` and `channels` as for
+    `mobilenet_v2`. Raises `ConfigError`.
     """
     stages = [
         _Stage(24, 3, 2, 3, 3),
@@ -102,7 +108,7 @@ class InvertedResidual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to (N, C', H / stride, W / stride)."""
-        y = self.separable(self.expand(x))
+        y: Tensor = self.separable(self.expand(x))
         return x + y if self.is_residual else y
 
 
@@ -127,7 +133,7 @@ def _inverted_net(
         plan += [make_divisible(1280 * max(1.0, width)), num_classes]
     else:
         layout = f"[conv0, block0_out, (mid, out) for blocks 1..{len(blocks)}, conv_last, num_classes]"
-        plan = checked(channels, 2 * len(blocks) + 4, layout)
+        plan = checked(channels, 2 * len(blocks) + 4, layout, num_classes)
     conv0, block0, *pairs, last, num_classes = plan
     features: list[nn.Module] = [
         conv_bn(in_channels, conv0, 3, stem_stride, activation=relu6),
@@ -136,10 +142,6 @@ def _inverted_net(
     incoming = block0
     for (stage, index), middle, outgoing in zip(blocks, pairs[::2], pairs[1::2], strict=True):
         stride = stage.stride if index == 0 else 1
-        if index > 0 and incoming != outgoing:
-            raise ConfigError(
-                f"channels: blocks of a stage are added to each other, so they need one width; got {incoming} and {outgoing}"
-            )
         features.append(InvertedResidual(incoming, middle, outgoing, stage.kernel, stride))
         incoming = outgoing
     features.append(conv_bn(incoming, last, activation=relu6))

@@ -20,10 +20,11 @@ def resnet50(
     in_channels: int = 3,
     stem_stride: int = 2,
 ) -> nn.Module:
-    """ResNet-50 for images (N, in_channels, H, W); logits (N, num_classes).
+    """ResNet-50 (He et al. 2015) for images (N, in_channels, H, W); logits (N, num_classes).
 
-    `channels` replaces `width` and `num_classes`: [conv0, then per stage stage_out and per block (mid1, mid2, out),
-    num_classes]. With `stem_stride=1` (small images) the stem is a 3x3 convolution and there is no pooling after it.
+    `width` multiplies all channels, rounded to multiples of 8. `channels` replaces `width` and `num_classes`: [conv0,
+    then per stage stage_out and per block (mid1, mid2, out), num_classes]. With `stem_stride=1` (small images) the stem
+    is a 3x3 convolution and there is no pooling after it. Raises `ConfigError`.
     """
     if channels is None:
         plan = scaled([64], width)
@@ -33,7 +34,8 @@ def resnet50(
         plan.append(num_classes)
     else:
         length = 2 + sum(1 + 3 * blocks for blocks in _BLOCKS)
-        plan = checked(channels, length, "[conv0, per stage: out, per block (mid1, mid2, out); num_classes]")
+        layout = "[conv0, per stage: out, per block (mid1, mid2, out); num_classes]"
+        plan = checked(channels, length, layout, num_classes)
     conv0, *rest, num_classes = plan
     small = stem_stride == 1
     features: list[nn.Module] = [conv_bn(in_channels, conv0, 3 if small else 7, stem_stride, activation=relu)]
@@ -46,7 +48,8 @@ def resnet50(
             first, second, outgoing, *rest = rest
             if outgoing != stage_out:
                 raise ConfigError(
-                    f"channels: every block of stage {stage + 1} must end with its {stage_out} channels, one has {outgoing}"
+                    f"channels: all blocks of stage {stage + 1} must end with its {stage_out} channels, "
+                    f"block {index + 1} has {outgoing}"
                 )
             main = nn.Sequential(
                 conv_bn(incoming, first, activation=relu),
@@ -59,7 +62,11 @@ def resnet50(
 
 
 def resnet20(width: float = 1.0, *, num_classes: int = 10, in_channels: int = 3) -> nn.Module:
-    """ResNet-20 for images of about 32 pixels, with projections where the shape changes; `width` multiplies 16-32-64."""
+    """ResNet-20 (He et al. 2015) for images (N, in_channels, H, W) of about 32 pixels; logits (N, num_classes).
+
+    `width` multiplies 16-32-64, rounded to multiples of 8. Shortcuts are 1x1 projections where the shape changes.
+    Raises `ConfigError`.
+    """
     plan = scaled([16, 16, 32, 64], width)
     features: list[nn.Module] = [conv_bn(in_channels, plan[0], 3, activation=relu)]
     incoming = plan[0]

@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
 from autoslim.errors import ConfigError
 from autoslim.zoo.layers import Classifier, conv_bn, relu
 
-_V2_CHANNELS = {0.5: (48, 96, 192, 1024), 1.0: (116, 232, 464, 1024), 1.5: (176, 352, 704, 1024), 2.0: (244, 488, 976, 2048)}
+_V2_CHANNELS = {
+    0.5: (48, 96, 192, 1024),
+    1.0: (116, 232, 464, 1024),
+    1.5: (176, 352, 704, 1024),
+    2.0: (244, 488, 976, 2048),
+}
 
 
 def shufflenet_v1(
     width: float = 1.0, *, groups: int = 3, num_classes: int = 1000, in_channels: int = 3, stem_stride: int = 2
 ) -> nn.Module:
-    """ShuffleNet v1 for images (N, in_channels, H, W); logits (N, num_classes). `width` multiplies 240-480-960.
+    """ShuffleNet v1 (Zhang et al. 2017) for images (N, in_channels, H, W); logits (N, num_classes).
 
-    Stage widths are rounded to multiples of 4 x `groups`, so that shuffling and grouped convolutions work.
+    `width` multiplies 240-480-960, rounded to multiples of 4 x `groups`, so that shuffling and grouped convolutions
+    work. The first convolution has 12, 24 or 48 channels at widths below 1, from 1 and from 2. Raises `ConfigError`.
     """
-    if groups < 1 or width <= 0:
+    if groups < 1 or not 0 < width < math.inf:
         raise ConfigError(f"groups must be at least 1 and width above 0, got groups={groups}, width={width}")
     multiple = 4 * groups
     stages = [max(multiple, round(channels * width / multiple) * multiple) for channels in (240, 480, 960)]
-    stem = -(-24 // groups) * groups
+    # not 24 x width: so it is in the authors' code, and only so do widths 0.5 to 2.0 cost what the paper says
+    stem = 12 if width < 1 else 24 if width < 2 else 48
+    stem = math.ceil(stem / groups) * groups
     features: list[nn.Module] = [conv_bn(in_channels, stem, 3, stem_stride, activation=relu)]
     if stem_stride > 1:
         features.append(nn.MaxPool2d(3, 2, 1))
@@ -39,7 +49,10 @@ def shufflenet_v1(
 def shufflenet_v2(
     width: float = 1.0, *, num_classes: int = 1000, in_channels: int = 3, stem_stride: int = 2
 ) -> nn.Module:
-    """ShuffleNet v2 for images (N, in_channels, H, W); logits (N, num_classes). `width`: 0.5, 1.0, 1.5 or 2.0."""
+    """ShuffleNet v2 (Ma et al. 2018) for images (N, in_channels, H, W); logits (N, num_classes).
+
+    `width` is 0.5, 1.0, 1.5 or 2.0, else `ConfigError` is raised.
+    """
     if width not in _V2_CHANNELS:
         raise ConfigError(f"shufflenet_v2 has no width {width}; the paper has {', '.join(map(str, _V2_CHANNELS))}")
     *stages, last = _V2_CHANNELS[width]
@@ -62,8 +75,10 @@ class ShuffleUnitV1(nn.Module):
         super().__init__()
         added = outgoing - incoming if stride == 2 else outgoing
         middle = max(groups, outgoing // 4 // groups * groups)
-        if added % groups:
-            raise ConfigError(f"{added} channels cannot be split into {groups} groups; choose another width")
+        if added < groups:
+            raise ConfigError(
+                f"a stage of {outgoing} channels has no room beside the {incoming} passed on to it; choose a larger width"
+            )
         self.compress = conv_bn(incoming, middle, groups=first_groups, activation=relu)
         self.depthwise = conv_bn(middle, middle, 3, stride, groups=middle)
         self.expand = conv_bn(middle, added, groups=groups)
