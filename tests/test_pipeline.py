@@ -221,7 +221,7 @@ def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         ("data.source=fashion-mnist-minni", "did you mean"),
         ("data.augment=flipp", "did you mean 'flip'"),
         ("device=cuda:99", "cannot be used"),
-        ("train.batch_size=5000", "batch_size"),
+        ("train.batch_size=5000", "smaller batch"),
     ],
 )
 def test_a_mistake_is_found_before_training(
@@ -249,12 +249,13 @@ def test_a_loss_that_is_not_a_number_stops_with_the_step_and_keeps_the_checkpoin
 
         return wrapped
 
-    monkeypatch.setattr(pipeline, "sandwich_step", poisoned)
-    error = fails(capsys, "train", config)
+    with monkeypatch.context() as patched:
+        patched.setattr(pipeline, "sandwich_step", poisoned)
+        error = fails(capsys, "train", config)
     assert "step 4 of epoch 2" in error
     assert "the last good checkpoint is" in error
-    monkeypatch.undo()
-    assert run("train", config, "--run-dir", str(in_tmp / "runs/small")) == 0
+    assert (in_tmp / "runs/small/supernet/checkpoint.safetensors").exists()
+    assert run("train", config) == 0
 
 
 def test_a_directory_of_another_configuration_is_refused(
@@ -314,11 +315,11 @@ def test_a_full_disk_loses_nothing(
             raise OSError(28, "No space left on device")
         real(descriptor)
 
-    monkeypatch.setattr(os, "fsync", full)
-    error = fails(capsys, "run", config, "--run-dir", "again")
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        error = fails(capsys, "run", config, "--run-dir", "again")
     assert "No space left on device" in error
     assert "free some space" in error
-    monkeypatch.undo()
     assert run("run", config, "--run-dir", "again") == 0
     assert artefacts(in_tmp / "again") == artefacts(in_tmp / "whole")
 

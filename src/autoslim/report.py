@@ -145,13 +145,21 @@ def _label(text: object) -> str:
 
 
 def _shortened(name: str, length: int) -> str:
-    """At most `length` characters: `features.3.block.conv` as f.3.b.conv, for the end of a layer's name tells most."""
-    parts = " ".join(name.split()).split(".")
-    for number, part in enumerate(parts[:-1]):
-        if len(".".join(parts)) > length and not part.isdigit():
-            parts[number] = part[:1]
-    short = ".".join(parts)
-    return short if len(short) <= length else f"{short[: length // 3]}…{short[length // 3 + 1 - length :]}"
+    """At most `length` characters, the end rather than the beginning."""
+    name = " ".join(name.split())
+    return name if len(name) <= length else f"{name[: length // 3]}…{name[length // 3 + 1 - length :]}"
+
+
+def _layer_names(names: Sequence[str], length: int) -> list[str]:
+    """Names of layers in at most `length` characters: features.3.conv as f.3.conv, as many parts of all as must be."""
+    parts = [name.split(".") for name in names]
+    short = [*names]
+    for depth in range(1, max(map(len, parts))):
+        if max(map(len, short)) <= length:
+            break
+        initials = [[p if p.isdigit() else p[:1] for p in own[:-1][:depth]] for own in parts]
+        short = [".".join(begin + own[len(begin) :]) for begin, own in zip(initials, parts, strict=True)]
+    return [_shortened(name, length) for name in short]
 
 
 def _date(record: Record) -> str:
@@ -296,7 +304,14 @@ def _chart(name: str, title: str, height: int, *, style: str = "") -> str:
 
 
 def _layout(x: Figure, y: Figure, **more: Any) -> Figure:
-    axis = {"gridcolor": _GRID, "zeroline": False, "automargin": True, "linecolor": "#c6ccd6", "ticks": ""}
+    axis = {
+        "gridcolor": _GRID,
+        "zeroline": False,
+        "automargin": True,
+        "showline": True,
+        "linecolor": "#c6ccd6",
+        "ticks": "",
+    }
     for own in (x, y):
         if "title" in own:
             own["title"]["font"] = {"size": 13, "color": _SOFT}
@@ -549,7 +564,7 @@ def _channels_figure(record: Record) -> Figure:
     }
 
     def names(length: int) -> list[str]:
-        return [_label(_shortened(group["name"], length)) + " " for group in groups]
+        return [_label(name) + " " for name in _layer_names([group["name"] for group in groups], length)]
 
     bare: Figure = {"showgrid": False, "showline": False, "fixedrange": True, "tickmode": "array"}
     x = bare | {"side": "top", "tickangle": 0, "tickvals": [0, *columns], "range": [-0.5, len(subnets) + 0.5]}
@@ -559,7 +574,7 @@ def _channels_figure(record: Record) -> Figure:
     layout["margin"] |= {"t": 30, "r": 4}
     narrow = {
         "xaxis.ticktext": ["full<br>net", *_column_heads(subnets, 9)],
-        "yaxis.ticktext": names(17),
+        "yaxis.ticktext": names(20),
         "font.size": 11.5,
     }
     return _figure([original, kept], layout, narrow)
@@ -747,8 +762,8 @@ def _net_panel(number: int, subnet: Record, record: Record) -> str:
     )
     return (
         f"<h3>Widths for {budget}</h3><p>{_count(subnet['macs'])} MACs ({_share(subnet['macs'], full['macs'])} of the "
-        f"full net), {_percent(_accuracy(subnet), 'accuracy not measured')} {state}. Channels kept / original, layer by "
-        f'layer:</p><div class="bar-row"><button type="button" class="copy" data-net="{number}">Copy widths as JSON'
+        f"full net), {_percent(_accuracy(subnet), 'accuracy not measured')} {state}. Channels kept / original, layer "
+        f'by layer:</p><div class="bar-row"><button type="button" class="copy" data-net="{number}">Copy widths as JSON'
         '</button><span class="copied" role="status"></span></div>'
         f'<ul class="widths" aria-label="Widths for {budget}">{"".join(items)}</ul>{_usage(subnet)}'
     )

@@ -77,7 +77,7 @@ class ShuffleUnitV1(nn.Module):
         middle = max(groups, outgoing // 4 // groups * groups)
         if added < groups:
             raise ConfigError(
-                f"a stage of {outgoing} channels has no room beside the {incoming} passed on to it; choose a larger width"
+                f"a stage of {outgoing} channels has no room beside the {incoming} passed to it; choose a larger width"
             )
         self.compress = conv_bn(incoming, middle, groups=first_groups, activation=relu)
         self.depthwise = conv_bn(middle, middle, 3, stride, groups=middle)
