@@ -372,7 +372,7 @@ def _swatch(trace: Figure) -> str:
     if "markers" in trace["mode"]:
         colour = marker["color"]
         drawn += {
-            "circle": f'<circle cx="13" cy="7" r="5" fill="{colour}"/>',
+            "circle": f'<circle cx="13" cy="7" r="{min(5, marker["size"] / 2)}" fill="{colour}"/>',
             "square-open": f'<rect x="9" y="3" width="8" height="8" fill="#fff" stroke="{colour}" stroke-width="2"/>',
             "diamond": f'<path d="M13 1l6 6-6 6-6-6z" fill="{colour}"/>',
             "star": f'<path d="M13 0l2 5h5l-4 3.3 1.4 5L13 10.5l-4.4 2.8 1.4-5L6 5h5z" fill="{colour}"/>',
