@@ -169,7 +169,9 @@ def _slice(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, An
         size = len(labels)
         start, end, _ = slice(start, end, step).indices(size)
         length = end - start
-        if step != 1:
+        if rec.atoms.is_settled:
+            pass  # what the slice took is seen where it is used
+        elif step != 1:
             rec.pin_labels(labels)
         elif 0 < length < size and size % length == 0 and start % length == 0:
             # one of several equal parts, as `x[:, : x.shape[1] // 2]`: all parts keep the same ranks
