@@ -15,7 +15,7 @@ quickstart: $(VENV)/.installed-all
 	$(BIN)/autoslim run configs/quickstart.yaml
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -1,6 +1,6 @@
 """The quickstart with several seeds: the nets found against uniform ones of equal MACs, trained by the same recipe.
 
-    python benchmarks/bench_quickstart.py                 # seeds 0, 1, 2; writes benchmarks/results/quickstart.{json,md}
+    python benchmarks/bench_quickstart.py     # seeds 0, 1, 2; writes benchmarks/results/quickstart.{json,md}
     python benchmarks/bench_quickstart.py --seeds 0 1 2 3 4
 
 Each seed is `autoslim run configs/quickstart.yaml --set seed=N` in a run directory of its own, so it resumes.
@@ -24,7 +24,11 @@ KINDS = ("supernet", "found", "retrained", "uniform")
 
 
 def spread(values: list[float]) -> str:
-    return f"{statistics.mean(values):.1%} ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else f"{values[0]:.1%}"
+    return (
+        f"{statistics.mean(values):.1%} ± {100 * statistics.stdev(values):.1f}"
+        if len(values) > 1
+        else f"{values[0]:.1%}"
+    )
 
 
 def main() -> None:
@@ -51,9 +55,9 @@ def main() -> None:
         f"`python benchmarks/bench_quickstart.py --seeds {' '.join(map(str, options.seeds))}`; "
         f"{records[0]['provenance']['date'][:10]}, commit {records[0]['provenance']['commit']}, "
         f"{records[0]['provenance']['machine']}. Mean and standard deviation over {len(records)} seeds, in points; "
-        "1,000 test images, so one standard error of a single accuracy is about 1.2 points. Raw records: `quickstart.json`.",
+        "1,000 test images: a single accuracy has a standard error of about 1.2 points. Raw records: `quickstart.json`.",
         "",
-        "| budget | MACs | parameters | supernet, widest | found | retrained | uniform, equal MACs | retrained - uniform |",
+        "| budget | MACs | parameters | supernet | found | retrained | uniform, equal MACs | retrained - uniform |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for index, subnet in enumerate(records[0]["results"]["subnets"]):

@@ -387,7 +387,7 @@ def attention() -> Case:
     """A transformer block with hand-written attention of two heads."""
 
     def forward(m: Any, x: Tensor) -> Tensor:
-        n, length, c = x.shape
+        n, length, _ = x.shape
         q, k, v = m.qkv(m.norm(x)).reshape(n, length, 3, 2, -1).permute(2, 0, 3, 1, 4).unbind(0)
         y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, length, -1)
         x = x + m.project(y)

@@ -8,7 +8,6 @@ import random
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import nets
 import pytest
 import torch
 from torch import Tensor, nn
@@ -17,6 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+import nets
 from autoslim import (
     ChannelSpace,
     MacCost,
@@ -130,7 +130,7 @@ def test_a_subnet_is_the_extracted_net_and_costs_what_is_said(name: str) -> None
             assert difference(call(zeroed(net, space, widths), inputs), expected) < 1e-9
         outputs: list[int] = []
         # torch's counter does not know the fused attention of the CPU
-        with FlopCounterMode(display=False) as counter, _counting(subnet, outputs), sdpa_kernel(SDPBackend.MATH):
+        with FlopCounterMode(display=False) as counter, _Counting(subnet, outputs), sdpa_kernel(SDPBackend.MATH):
             call(subnet, inputs)
         assert macs(widths) == counter.get_total_flops() / 2
         assert params(widths) == sum(p.numel() for p in subnet.parameters())
@@ -139,7 +139,7 @@ def test_a_subnet_is_the_extracted_net_and_costs_what_is_said(name: str) -> None
     assert all(torch.equal(a, b) for a, b in zip(call(net, inputs), plain, strict=True))
 
 
-class _counting:
+class _Counting:
     """Elements that convolutions and linear layers give, by hooks."""
 
     def __init__(self, net: nn.Module, found: list[int]) -> None:

@@ -1,0 +1,239 @@
+"""Budgets, choices, and the greedy search with judges whose best answer is known."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from autoslim import Budget, ChannelGroup, ChannelSpace, SlimStep, Widths, greedy_slim, uniform_like, widths_within
+from autoslim.errors import BudgetError, SpaceError
+
+SPACE = ChannelSpace([ChannelGroup("a", 8, (2, 4, 6, 8)), ChannelGroup("b", 6, (2, 4, 6)), ChannelGroup("c", 3, (3,))])
+
+
+def cost(widths: Mapping[str, int]) -> float:
+    return 10.0 * widths["a"] + widths["b"] + widths["c"]
+
+
+def likes_b(widths: Widths) -> float:
+    return -(abs(widths["b"] - 6) * 100 + abs(widths["a"] - 8))
+
+
+def test_the_cheapest_loss_goes_first_until_the_budget_is_met() -> None:
+    steps = list(greedy_slim(SPACE, likes_b, cost, [0.5 * cost(SPACE.full())]))
+    # 89 in full: two bins of a leave 49, three leave 29
+    assert [(step.group, step.widths["a"], step.widths["b"]) for step in steps] == [
+        ("a", 6, 6),
+        ("a", 4, 6),
+        ("a", 2, 6),
+    ]
+    assert steps[-1].cost <= 0.5 * cost(SPACE.full()) < steps[-2].cost
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_each_step_is_one_choice_of_one_group_and_costs_less(seed: int) -> None:
+    rng = random.Random(seed)
+    groups = [ChannelGroup(f"g{i}", 16, tuple(range(2, 17, 2))) for i in range(4)]
+    space = ChannelSpace(groups)
+    scores: dict[Widths, float] = {}
+
+    def judge(widths: Widths) -> float:
+        return scores.setdefault(widths, rng.random())
+
+    def total(widths: Mapping[str, int]) -> float:
+        return float(sum(w * (i + 1) for i, w in enumerate(widths.values())))
+
+    steps = list(greedy_slim(space, judge, total, [total(space.smallest())]))
+    before = space.full()
+    for step in steps:
+        changed = [name for name in before if before[name] != step.widths[name]]
+        assert changed == [step.group]
+        choices = space.groups[step.group].choices
+        assert choices.index(before[step.group]) - choices.index(step.widths[step.group]) == 1
+        assert step.cost == total(step.widths) < total(before)
+        candidates = [n for g in space.groups if (n := space.narrowed(before, g))]
+        assert step.score == max(scores[c] for c in candidates)
+        before = step.widths
+    assert before == space.smallest()
+    # resuming anywhere gives the same path
+    for at in (0, 3, len(steps) - 1):
+        start = steps[at - 1].widths if at else None
+        assert list(greedy_slim(space, judge, total, [total(space.smallest())], start=start)) == steps[at:]
+
+
+def test_ties_go_to_the_first_group() -> None:
+    steps = list(greedy_slim(SPACE, lambda widths: 1.0, cost, [cost(SPACE.smallest())]))
+    assert [step.group for step in steps] == ["a", "a", "a", "b", "b"]
+
+
+def test_a_score_that_is_no_number_never_wins() -> None:
+    def judge(widths: Widths) -> float:
+        return float("nan") if widths["a"] < 8 and widths["b"] > 2 else 0.0
+
+    steps = list(greedy_slim(SPACE, judge, cost, [cost(SPACE.smallest())]))
+    assert [step.group for step in steps] == ["b", "b", "a", "a", "a"]
+
+
+def test_one_pass_meets_every_budget_in_order() -> None:
+    full = cost(SPACE.full())
+    steps = list(greedy_slim(SPACE, likes_b, cost, ["80%", 0.6 * full, "0.4x"]))
+    met = [widths_within(SPACE, steps, cost, share * full) for share in (0.8, 0.6, 0.4)]
+    assert all(widths is not None for widths in met)
+    costs = [cost(widths) for widths in met if widths]
+    assert costs == sorted(costs, reverse=True)
+    for share, widths in zip((0.8, 0.6, 0.4), met, strict=True):
+        earlier = [step for step in steps if step.cost > share * full]
+        assert widths == steps[len(earlier)].widths
+    assert widths_within(SPACE, [], cost, full) == SPACE.full()
+    assert widths_within(SPACE, steps[:1], cost, 0.1 * full) is None
+
+
+def test_a_budget_out_of_reach_is_refused_before_anything_is_judged() -> None:
+    def never(widths: Widths) -> float:
+        raise AssertionError("judged")
+
+    with pytest.raises(BudgetError, match="the smallest net of this space has 25"):
+        greedy_slim(SPACE, never, cost, [20.0])
+    with pytest.raises(BudgetError, match="above the full net, which has 89"):
+        greedy_slim(SPACE, never, cost, [90.0])
+    with pytest.raises(BudgetError, match="no budget"):
+        greedy_slim(SPACE, never, cost, [])
+
+
+@pytest.mark.parametrize(
+    ("text", "metric", "amount", "is_share"),
+    [
+        ("300M", "macs", 300e6, False),
+        ("0.5x", "macs", 0.5, True),
+        ("50%", "macs", 0.5, True),
+        ("flops=1.2G", "macs", 1.2e9, False),
+        ("params<=4M", "params", 4e6, False),
+        ("memory = 30 %", "memory", 0.3, True),
+        ("macs:250k", "macs", 250e3, False),
+        ("120000", "macs", 120e3, False),
+        ("1e6", "macs", 1e6, False),
+    ],
+)
+def test_budgets_are_read(text: str, metric: str, amount: float, is_share: bool) -> None:
+    budget = Budget.parse(text)
+    assert (budget.metric, budget.is_share) == (metric, is_share)
+    assert budget.amount == pytest.approx(amount)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", "write 300M"),
+        ("fast", "write 300M"),
+        ("300Q", "no unit 'Q'"),
+        ("param=3M", "did you mean 'params'"),
+        ("150%", "at most at 1x"),
+        ("0%", "above 0"),
+        ("-3M", "write 300M"),
+        ("1.2.3M", "is no number"),
+    ],
+)
+def test_budgets_that_cannot_be_read_say_what_would_work(text: str, expected: str) -> None:
+    with pytest.raises(BudgetError, match=expected):
+        Budget.parse(text)
+
+
+def test_the_published_widths_are_among_the_choices() -> None:
+    """The rule for bins is the paper's: every published width of MobileNet v1 and v2 is a choice of the supernet."""
+    entries = json.loads((Path(__file__).parent / "golden" / "published_channels.json").read_text())
+    supernets = {
+        "mbv1": [32, 64, 128, 128, 256, 256, *[512] * 6, 1024, 1024],
+        "mbv2": [32, 16, *[v for c, n in ((24, 2), (32, 3), (64, 4), (96, 3), (160, 3), (320, 1)) for v in [c] * n]],
+    }
+    from autoslim.zoo.layers import make_divisible
+
+    checked = 0
+    for entry in entries:
+        if entry["arch"] not in supernets:
+            continue
+        width = 1.1 if entry["arch"] == "mbv1" else 1.5
+        sizes = [make_divisible(c * width) for c in supernets[entry["arch"]]]
+        channels = entry["channels_forward_order"]
+        outputs = channels[:14] if entry["arch"] == "mbv1" else [*channels[:2], *channels[3:-2:2]]
+        for size, published in zip(sizes, outputs, strict=True):
+            group = ChannelGroup("g", size, tuple(range(1, size + 1)))
+            choices = ChannelSpace([group]).with_choices(12, 8, 0.001).groups["g"].choices
+            assert published in choices, (entry["name"], size, published, choices)
+            checked += 1
+    assert checked > 60
+
+
+@pytest.mark.parametrize(
+    ("size", "options", "expected"),
+    [
+        (32, {}, (8, 16, 24, 32)),
+        (96, {}, (16, 24, 32, 40, 48, 56, 64, 72, 80, 88, 96)),
+        (58, {}, (16, 24, 32, 40, 48, 58)),
+        (8, {}, (8,)),
+        (8, {"divisor": 2, "bins": 4, "min_ratio": 0.25}, (2, 4, 6, 8)),
+        (1024, {"bins": 4}, (256, 512, 768, 1024)),
+    ],
+)
+def test_choices(size: int, options: dict, expected: tuple[int, ...]) -> None:
+    space = ChannelSpace([ChannelGroup("g", size, tuple(range(1, size + 1)))])
+    assert space.with_choices(**options).groups["g"].choices == expected
+
+
+def test_choices_stay_within_what_the_network_allows() -> None:
+    group = ChannelGroup("g", 128, tuple(range(4, 129, 4)))
+    assert set(ChannelSpace([group]).with_choices(12, 8).groups["g"].choices) <= set(group.choices)
+    odd = ChannelGroup("g", 87, (29, 58, 87))  # no multiple of 8 is possible
+    assert ChannelSpace([odd]).with_choices().groups["g"].choices == (29, 58, 87)
+
+
+def test_a_space_checks_widths_and_its_own_settings() -> None:
+    for widths, expected in (
+        ({"a": 8, "b": 6}, "'c' is missing"),
+        ({"a": 8, "b": 6, "c": 3, "d": 1}, "no channel group 'd'"),
+        ({"a": 7, "b": 6, "c": 3}, "cannot have width 7; choices: 2, 4, 6, 8"),
+    ):
+        with pytest.raises(SpaceError, match=expected):
+            SPACE.check(widths)
+    SPACE.check(SPACE.sample(random.Random(0)))
+    for bad in ({"bins": 0}, {"divisor": 0}, {"min_ratio": 0.0}):
+        with pytest.raises(SpaceError):
+            SPACE.with_choices(**bad)
+    with pytest.raises(SpaceError, match=r"\(0, 1\]"):
+        SPACE.uniform(1.5)
+    with pytest.raises(SpaceError, match="last choice must be its size"):
+        ChannelGroup("g", 8, (2, 4))
+    for text in ("[]", "{", '{"format": 2}', '{"a": 1.5}'):
+        with pytest.raises(SpaceError):
+            ChannelSpace.from_json(text)
+        with pytest.raises(SpaceError):
+            Widths.from_json(text.replace('{"format": 2}', '{"a": "x"}'))
+
+
+def test_widths_are_immutable_hashable_and_come_back_from_json() -> None:
+    widths = SPACE.sample(random.Random(1))
+    again = Widths.from_json(widths.to_json())
+    assert again == widths == dict(widths)
+    assert hash(again) == hash(widths)
+    assert len({widths, again, SPACE.full()}) <= 2
+    with pytest.raises(TypeError):
+        widths["a"] = 2  # type: ignore[index]
+    assert widths.replaced("a", 2)["a"] == 2
+    assert isinstance(SlimStep("a", widths, 1.0, 0.5).widths, Widths)
+
+
+def test_uniform_nets_of_equal_cost() -> None:
+    groups = [ChannelGroup(f"g{i}", 64, tuple(range(1, 65))) for i in range(3)]
+    space = ChannelSpace(groups)
+
+    def square(widths: Mapping[str, int]) -> float:
+        return float(sum(w * w for w in widths.values()))
+
+    for share in (0.1, 0.37, 0.9, 1.0):
+        ratio, widths = uniform_like(space, square, share * square(space.full()))
+        assert square(widths) == pytest.approx(share * square(space.full()), rel=0.05)
+        assert widths == space.uniform(ratio)
+        assert ratio == pytest.approx(share**0.5, abs=0.02)

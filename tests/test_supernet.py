@@ -1,0 +1,287 @@
+"""The sandwich step, BatchNorm statistics, and the judge."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import nets
+from autoslim import (
+    Judge,
+    Supernet,
+    batch_statistics,
+    evaluate,
+    extract,
+    recalibrate_batchnorm,
+    sandwich_backward,
+    soft_cross_entropy,
+    trace,
+)
+from autoslim.errors import ConfigError, DataError, SpaceError
+
+CASES = ["plain", "residual", "depthwise", "concatenated", "squeeze_excite", "shared_layer", "flattened"]
+
+
+def _supernet(name: str) -> tuple[Supernet, Tensor, Tensor]:
+    net, x = nets.build(name)
+    supernet = Supernet(net, trace(net, x).with_choices(4, 2, 0.25))
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(16, *x.shape[1:], generator=generator, dtype=torch.float64)
+    return supernet, images, torch.randint(0, 5, (16,), generator=generator)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_sandwich_step_is_the_sum_of_four_separate_ones(name: str) -> None:
+    supernet, images, targets = _supernet(name)
+    loss = nn.CrossEntropyLoss()
+    rng = random.Random(5)
+    expected_widths = [supernet.space.smallest(), supernet.space.sample(rng), supernet.space.sample(rng)]
+    supernet.zero_grad()
+    losses = sandwich_backward(supernet, images, targets, loss=loss, rng=random.Random(5))
+    together = {key: p.grad.clone() for key, p in supernet.named_parameters() if p.grad is not None}
+    assert list(losses) == ["widest", "narrowest", "random_1", "random_2"]
+
+    separate = {key: torch.zeros_like(p) for key, p in supernet.named_parameters()}
+    teacher = supernet(images).detach()
+    for index, widths in enumerate([supernet.space.full(), *expected_widths]):
+        supernet.zero_grad()
+        output = supernet(images, widths)
+        single = loss(output, targets) if index == 0 else -(teacher.softmax(1) * output.log_softmax(1)).sum(1).mean()
+        single.backward()
+        assert float(single.detach()) == pytest.approx(list(losses.values())[index], abs=1e-12)
+        for key, parameter in supernet.named_parameters():
+            if parameter.grad is not None:
+                separate[key] += parameter.grad
+    for key, gradient in together.items():
+        assert torch.allclose(gradient, separate[key], atol=1e-12)
+
+
+def test_the_teacher_gets_no_gradient_from_its_students() -> None:
+    """Where the students' widths do not reach, only the widest net's own loss has moved anything."""
+    supernet, images, targets = _supernet("plain")
+    loss = nn.CrossEntropyLoss()
+    supernet.zero_grad()
+    loss(supernet(images), targets).backward()
+    alone = {key: p.grad.clone() for key, p in supernet.named_parameters()}
+    supernet.zero_grad()
+    narrow = supernet.space.smallest()
+    sandwich_backward(supernet, images, targets, loss=loss, rng=random.Random(0), num_random=0)
+    for key, parameter in supernet.named_parameters():
+        beyond = torch.ones_like(parameter, dtype=torch.bool)
+        for dim, axis in enumerate(supernet.space.parameters[key]):
+            kept = torch.zeros(axis.size, dtype=torch.bool)
+            kept[list(axis.positions(narrow))] = True
+            beyond &= kept.view([-1 if d == dim else 1 for d in range(parameter.ndim)])
+        assert torch.equal(parameter.grad[~beyond], alone[key][~beyond])
+
+
+def test_statistics_after_a_step_are_those_of_the_widest_net_alone() -> None:
+    supernet, images, targets = _supernet("residual")
+    twin, _, _ = _supernet("residual")
+    supernet.train()
+    sandwich_backward(supernet, images, targets, loss=nn.CrossEntropyLoss(), rng=random.Random(0))
+    twin.train()
+    twin(images)
+    expected = dict(twin.named_buffers())
+    assert expected
+    assert all(torch.equal(tensor, expected[key]) for key, tensor in supernet.named_buffers())
+
+
+def test_losses_are_arguments() -> None:
+    supernet, images, targets = _supernet("plain")
+    seen: list[str] = []
+
+    def hard(output: Tensor, target: Tensor) -> Tensor:
+        seen.append("hard")
+        return nn.functional.cross_entropy(output, target)
+
+    def imitate(student: Tensor, teacher: Tensor) -> Tensor:
+        seen.append("soft")
+        assert not teacher.requires_grad
+        return (student - teacher).square().mean()
+
+    options: dict[str, Any] = {"loss": hard, "rng": random.Random(0)}
+    assert len(sandwich_backward(supernet, images, targets, num_random=3, distill=imitate, **options)) == 5
+    assert seen == ["hard", "soft", "soft", "soft", "soft"]
+    seen.clear()
+    sandwich_backward(supernet, images, targets, distill=False, **options)
+    assert seen == ["hard"] * 4
+    with pytest.raises(SpaceError, match="num_random"):
+        sandwich_backward(supernet, images, targets, num_random=-1, **options)
+
+
+def test_soft_cross_entropy_is_minus_the_teachers_mean_log_likelihood() -> None:
+    student, teacher = torch.randn(6, 4, dtype=torch.float64), torch.randn(6, 4, dtype=torch.float64)
+    expected = -(teacher.softmax(1) * student.log_softmax(1)).sum(1).mean()
+    assert float(soft_cross_entropy(student, teacher)) == pytest.approx(float(expected), abs=1e-12)
+
+
+def test_a_supernet_is_the_users_model_under_another_call() -> None:
+    supernet, images, _ = _supernet("plain")
+    net = supernet.model
+    assert supernet.state_dict().keys() == net.state_dict().keys()
+    assert [id(p) for p in supernet.parameters()] == [id(p) for p in net.parameters()]
+    supernet.eval()
+    assert not net.training
+    assert not any(module.training for module in net.modules())
+    assert torch.equal(supernet(images), net(images))
+    supernet.float()
+    assert next(net.parameters()).dtype is torch.float32
+    other, _ = nets.build("residual")
+    with pytest.raises(SpaceError, match="another model"):
+        Supernet(other, supernet.space)
+    with pytest.raises(SpaceError, match="cannot have width"):
+        extract(net, supernet.space, supernet.space.full().replaced(next(iter(supernet.space.groups)), 1))
+
+
+# --- BatchNorm ---------------------------------------------------------------------------------------------------
+
+
+def _population(net: nn.Module, images: Tensor) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Mean and variance of what reaches each BatchNorm in evaluation mode, by NumPy."""
+    found: dict[str, list[np.ndarray]] = {}
+    handles = []
+    for name, module in net.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            found[name] = []
+            handles.append(
+                module.register_forward_pre_hook(lambda m, a, at=found[name]: at.append(a[0].detach().numpy()))
+            )
+    net.eval()
+    with torch.no_grad():
+        net(images)
+    for handle in handles:
+        handle.remove()
+    stacked = {name: np.concatenate(arrays) for name, arrays in found.items() if arrays}
+    axes = {name: tuple(d for d in range(array.ndim) if d != 1) for name, array in stacked.items()}
+    return {name: (array.mean(axes[name]), array.var(axes[name])) for name, array in stacked.items()}
+
+
+@pytest.mark.parametrize(
+    "name", ["plain", "residual", "depthwise", "concatenated", "one_dimensional", "three_dimensional"]
+)
+def test_recalibration_gives_population_statistics_however_images_are_split(name: str) -> None:
+    net, x = nets.build(name)
+    space = trace(net, x)
+    images = torch.randn(37, *x.shape[1:], dtype=torch.float64)
+    widths = space.sample(random.Random(3))
+    results = []
+    for sizes in ([37], [20, 17], [1] * 37, [30, 5, 2]):
+        subnet = extract(net, space, widths)
+        recalibrate_batchnorm(subnet, list(images.split(sizes)))
+        population = _population(subnet, images)
+        assert population
+        for key, (mean, variance) in population.items():
+            layer = subnet.get_submodule(key)
+            np.testing.assert_allclose(layer.running_mean.numpy(), mean, atol=1e-12)
+            np.testing.assert_allclose(layer.running_var.numpy(), variance, atol=1e-12, rtol=1e-12)
+        results.append(subnet(images))
+    assert all(torch.allclose(result, results[0], atol=1e-10) for result in results)
+
+
+def test_recalibration_touches_nothing_else() -> None:
+    net, _ = nets.build("residual")
+    images = torch.randn(20, 3, 8, 8, dtype=torch.float64)
+    net.train()
+    net.stem[1].eval()
+    net.two[1].momentum = None
+    modes = [module.training for module in net.modules()]
+    before = {key: tensor.clone() for key, tensor in net.state_dict().items()}
+    momenta = [m.momentum for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
+    other = extract(net, space := trace(net, images[:1]), space.smallest()).state_dict()
+    kept = {key: tensor.clone() for key, tensor in other.items()}
+    recalibrate_batchnorm(net, [images])
+    assert [module.training for module in net.modules()] == modes
+    assert [m.momentum for m in net.modules() if isinstance(m, nn.BatchNorm2d)] == momenta
+    for key, tensor in net.state_dict().items():
+        is_statistic = key.endswith(("running_mean", "running_var", "num_batches_tracked"))
+        assert torch.equal(tensor, before[key]) != (is_statistic and "num_batches" not in key) or "num_batches" in key
+    assert all(torch.equal(tensor, kept[key]) for key, tensor in other.items())
+    assert not any(m._forward_pre_hooks for m in net.modules())
+
+
+def test_recalibration_takes_loaders_and_any_inputs() -> None:
+    net, _ = nets.build("plain")
+    images, labels = torch.randn(12, 3, 8, 8, dtype=torch.float64), torch.zeros(12, dtype=torch.int64)
+    plain, labelled = (extract(net, s := trace(net, images[:1]), s.full()) for _ in range(2))
+    recalibrate_batchnorm(plain, [images[:6], images[6:]])
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(images, labels), batch_size=6)
+    recalibrate_batchnorm(labelled, loader)
+    assert torch.equal(plain[0][1].running_var, labelled[0][1].running_var)
+    several, inputs = nets.build("several_inputs")
+    before = several.left[1].running_mean.clone()
+    recalibrate_batchnorm(several, [inputs])
+    assert not torch.equal(several.left[1].running_mean, before)
+    with pytest.raises(DataError, match="at least one batch"):
+        recalibrate_batchnorm(plain, [])
+
+
+def test_recalibration_mends_a_narrow_net() -> None:
+    """A net cut without it is far from what it computes in training mode; with it, it is close."""
+    net, x = nets.build("residual")
+    space = trace(net, x)
+    images = torch.randn(200, 3, 8, 8, dtype=torch.float64)
+    subnet = extract(net, space, space.uniform(0.5))
+    with torch.no_grad():
+        wanted = subnet.train()(images)
+        subnet = extract(net, space, space.uniform(0.5)).eval()
+        off = float((subnet(images) - wanted).abs().mean())
+        recalibrate_batchnorm(subnet, [images])
+        close = float((subnet(images) - wanted).abs().mean())
+    assert close < 1e-9 < 0.01 < off
+
+
+# --- the judge ---------------------------------------------------------------------------------------------------
+
+
+def test_the_judge_uses_batch_statistics_and_leaves_the_model_as_it_was() -> None:
+    supernet, images, targets = _supernet("residual")
+    supernet.train()
+    before = {key: tensor.clone() for key, tensor in supernet.state_dict().items()}
+    judge = Judge(supernet, [(images[:10], targets[:10]), (images[10:], targets[10:])], "loss")
+    for widths in (supernet.space.full(), supernet.space.smallest()):
+        twin = extract(supernet.model, supernet.space, widths).train()
+        with torch.no_grad():
+            losses = [
+                nn.functional.cross_entropy(twin(images[a:b]).float(), targets[a:b]) for a, b in ((0, 10), (10, 16))
+            ]
+        expected = -(10 * float(losses[0]) + 6 * float(losses[1])) / 16
+        assert judge(widths) == pytest.approx(expected, abs=1e-6)
+        assert judge(widths) == judge(widths)
+    assert supernet.training
+    assert all(torch.equal(tensor, before[key]) for key, tensor in supernet.state_dict().items())
+
+
+def test_dropout_sleeps_while_searching() -> None:
+    net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 3))
+    with batch_statistics(net):
+        assert net[1].training
+        assert not net[2].training
+    assert net[2].training
+
+
+def test_scores_are_names_or_functions_and_mistakes_are_named() -> None:
+    supernet, images, targets = _supernet("plain")
+    with pytest.raises(ConfigError, match="did you mean 'accuracy'"):
+        Judge(supernet, [(images, targets)], "acuracy")
+    with pytest.raises(DataError, match="held-out images"):
+        Judge(supernet, [])
+    judge = Judge(supernet, [(images, targets)], lambda output, target: output.sum() * 0 + 7)
+    assert judge(supernet.space.full()) == 7
+
+
+def test_evaluation_counts_by_images_and_restores_modes() -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    net.train()
+    images, targets = torch.randn(7, 4), torch.randint(0, 2, (7,))
+    expected = float((net(images).argmax(1) == targets).double().mean())
+    batches = [(images[:4], targets[:4]), (images[4:], targets[4:])]
+    assert evaluate(net, batches) == pytest.approx(expected, abs=1e-12)
+    assert net.training
+    with pytest.raises(DataError, match="no images"):
+        evaluate(net, [])
