@@ -55,7 +55,7 @@ def main() -> None:
         f"`python benchmarks/bench_quickstart.py --seeds {' '.join(map(str, options.seeds))}`; "
         f"{records[0]['provenance']['date'][:10]}, commit {records[0]['provenance']['commit']}, "
         f"{records[0]['provenance']['machine']}. Mean and standard deviation over {len(records)} seeds, in points; "
-        "1,000 test images: a single accuracy has a standard error of about 1.2 points. Raw records: `quickstart.json`.",
+        "1,000 test images: a single accuracy has a standard error of about 1.2 points. Raw records: quickstart.json.",
         "",
         "| budget | MACs | parameters | supernet | found | retrained | uniform, equal MACs | retrained - uniform |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",

@@ -93,6 +93,9 @@ def test_a_run_leaves_everything_the_design_promises(
     assert yaml.safe_load((root / "config.yaml").read_text())["provenance"]["version"] == autoslim.__version__
     page = (root / "report.html").read_text()
     assert "params=30%" in page
+    steps = [json.loads(line) for line in (root / "slim.jsonl").read_text().splitlines()]
+    assert all(0 <= step["accuracy"] <= 1 for step in steps)
+    assert "Search path (held-out images)" in page
     assert not list(root.rglob("*.part"))
     assert not list(root.rglob("checkpoint.safetensors"))
 

@@ -229,7 +229,8 @@ def slim_stage(job: Job) -> None:
         job.progress.say(f"search: done before, {job.run.slim_log}")
         return
     steps = read_path(job.run, job.space, job.costs["macs"])
-    judge = Judge(job.supernet, job.held_out(), job.config.slim.score)
+    images = job.held_out()
+    judge, accuracy_of = Judge(job.supernet, images, job.config.slim.score), Judge(job.supernet, images, "accuracy")
     start = steps[-1].widths if steps else job.space.full()
     # the cost only says when to stop, and each budget may be on another metric: so walk on until all are met
     path = greedy_slim(
@@ -247,7 +248,7 @@ def slim_stage(job: Job) -> None:
             steps.append(step)
             current = step.widths
             record = {"group": step.group, "width": current[step.group], "cost": step.cost, "score": step.score}
-            append_record(job.run.slim_log, record)
+            append_record(job.run.slim_log, record | {"accuracy": accuracy_of(current)})
     supernet = read_json(job.run.supernet / "metrics.json")
     for budget in job.budgets:
         directory = job.run.subnet(budget.text)
@@ -508,10 +509,7 @@ def _report_record(job: Job, results: Mapping[str, Any]) -> dict[str, Any]:
         "slimmable_macs": slimmable_share(job.space),
         "groups": [asdict(group) for group in job.space.groups.values()],
         "subnets": subnets,
-        "path": [
-            {"group": step.group, "cost": step.cost, "score": step.score, "macs": int(step.cost)}
-            for step in read_path(run, job.space, job.costs["macs"])
-        ],
+        "path": [record | {"macs": int(record["cost"])} for record in read_records(run.slim_log)],
         "score_name": _SCORE_NAMES[config.slim.score],
         "training": [{"stage": stage, "epochs": epochs} for stage, epochs in trainings.items()],
         "frozen": [asdict(note) for note in job.space.notes],

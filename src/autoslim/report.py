@@ -425,8 +425,8 @@ def _tradeoff_traces(record: Record) -> list[Figure]:
         _trace("Found", points("found"), _marker(_FOUND, "diamond", 11)),
         _trace("Full net", whole, _marker(_INK, "star", 15)),
     ]
-    if record["path"] and not _is_loss(record):
-        traces.append(_search_trace(record) | {"zorder": -1})
+    if record["path"] and (not _is_loss(record) or all(step.get("accuracy") is not None for step in record["path"])):
+        traces.append(_search_trace(record, is_loss=False) | {"zorder": -1})
     for trace in traces:
         if not trace["x"]:
             trace["name"] += ": not trained" if trace["name"] in ("Uniform", "Retrained") else ": not measured"
@@ -485,11 +485,11 @@ def _over_macs(record: Record, y: Figure) -> Figure:
     return layout
 
 
-def _search_trace(record: Record) -> Figure:
-    """The greedy walk: its held-out score, or its loss, over MACs."""
+def _search_trace(record: Record, *, is_loss: bool) -> Figure:
+    """The greedy walk over MACs: its held-out loss, or its held-out accuracy."""
     sizes = {group["name"]: group for group in record["groups"]}
     current = {name: group["size"] for name, group in sizes.items()}
-    sign, word = (-1, "held-out loss") if _is_loss(record) else (1, "held-out accuracy")
+    word = "held-out loss" if is_loss else "held-out accuracy"
     points = []
     for number, step in enumerate(record["path"], start=1):
         group, change = step["group"], ""
@@ -497,11 +497,11 @@ def _search_trace(record: Record) -> Figure:
         if lower:
             change = f": {current[group]} → {lower[-1]} channels"
             current[group] = lower[-1]
-        score = sign * step["score"]
-        shown = f"{score:.4g}" if sign < 0 else f"{score:.1%}"
+        score = -step["score"] if is_loss else step.get("accuracy", step["score"])
+        shown = f"{score:.4g}" if is_loss else f"{score:.1%}"
         text = f"<b>step {number}</b>, {_label(group)}{change}<br>{_count(step['macs'])} MACs<br>{shown} {word}"
         points.append((step["macs"], score, text))
-    name = "Loss" if sign < 0 else "Search path (held-out images)"
+    name = "Loss" if is_loss else "Search path (held-out images)"
     line = {"color": _SEARCH, "width": 2}
     return _trace(name, points, {"color": _SEARCH, "size": 5, "symbol": "circle"}, mode="lines", line=line)
 
@@ -513,7 +513,7 @@ def _search_part(record: Record, figures: dict[str, Figure]) -> str:
         return ""
     shown = '<p class="none">No step of the search is recorded.</p>'
     if steps:
-        trace = _search_trace(record) | {"mode": "lines+markers" if steps <= 120 else "lines"}
+        trace = _search_trace(record, is_loss=True) | {"mode": "lines+markers" if steps <= 120 else "lines"}
         layout = _over_macs(record, {"title": {"text": "held-out loss"}, "tickformat": "~g"})
         figures["search"] = _figure([trace], layout, {"xaxis.nticks": 5})
         title = f"Held-out loss over MACs along the {_plural(steps, 'step')} of the greedy search"
