@@ -426,7 +426,7 @@ def _tradeoff_traces(record: Record) -> list[Figure]:
         _trace("Full net", whole, _marker(_INK, "star", 15)),
     ]
     if record["path"] and (not _is_loss(record) or all(step.get("accuracy") is not None for step in record["path"])):
-        traces.append(_search_trace(record, is_loss=False) | {"zorder": -1})
+        traces.insert(0, _search_trace(record, is_loss=False))  # below the nets
     for trace in traces:
         if not trace["x"]:
             trace["name"] += ": not trained" if trace["name"] in ("Uniform", "Retrained") else ": not measured"

@@ -18,12 +18,13 @@
   }
 
   function draw() {
-    for (const [name, figure] of Object.entries(page.figures)) {
-      Plotly.react(document.getElementById("chart-" + name), figure.data, layoutOf(figure), config);
-    }
+    const charts = Object.entries(page.figures).map(([name, figure]) =>
+      Plotly.react(document.getElementById("chart-" + name), figure.data, layoutOf(figure), config)
+    );
+    return Promise.all(charts);
   }
 
-  draw();
+  draw().then(() => (document.documentElement.dataset.drawn = "yes"));
   narrow.addEventListener("change", draw);
 
   for (const button of document.querySelectorAll(".key button")) {
