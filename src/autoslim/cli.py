@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -179,6 +180,9 @@ def _stages(
 
 def _work(opened: Run, progress: TerminalProgress, only: str | None) -> dict[str, Any] | None:
     progress.say("loading torch, tracing the network ...")
+    # every shape is a compiled kernel to oneDNN; a supernet has thousands, and the default cache of 1024 thrashes
+    # (a quarter of the time of a sandwich step on CPU). Must be set before torch is imported.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "4096")
     from autoslim.pipeline import STAGES, prepare
 
     job = prepare(opened, progress)
