@@ -30,7 +30,7 @@ WITHOUT_TORCH = [*LAYERS[0], *LAYERS[1], *LAYERS[2], *LAYERS[7], "importing", "c
 def modules() -> dict[str, list[Path]]:
     found: dict[str, list[Path]] = {}
     for path in SOURCE.rglob("*.py"):
-        if path.parent == SOURCE and path.name == "__init__.py":
+        if path.parent == SOURCE and path.name in ("__init__.py", "__main__.py"):
             continue
         found.setdefault(path.relative_to(SOURCE).parts[0].removesuffix(".py"), []).append(path)
     return found

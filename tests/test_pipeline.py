@@ -232,7 +232,17 @@ def test_a_mistake_is_found_before_training(
 ) -> None:
     setting = setting.replace("NET_FILE", str(Path(__file__).parent / "small_net.py"))
     assert expected in fails(capsys, "run", str(config), "--set", setting)
-    assert not (in_tmp / "runs/small/supernet/checkpoint.safetensors").exists()
+    assert not (in_tmp / "runs/small/supernet").exists()
+    assert not (in_tmp / "runs/small/config.yaml").exists()  # nothing stands in the way of the mended one
+
+
+def test_before_anything_is_computed_the_configuration_may_change(
+    config: Path, in_tmp: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fails(capsys, "train", config, "--set", "train.batch_size=5000")
+    fails(capsys, "train", config, "--set", "train.lr=1e30")  # within its first epoch
+    assert run("train", config) == 0
+    assert yaml.safe_load((in_tmp / "runs/small/config.yaml").read_text())["train"]["batch_size"] == 50
 
 
 def test_a_loss_that_is_not_a_number_stops_with_the_step_and_keeps_the_checkpoint(

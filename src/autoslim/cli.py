@@ -187,7 +187,7 @@ def _work(opened: Run, progress: TerminalProgress, only: str | None) -> dict[str
 
     job = prepare(opened, progress)
     if job.data.skipped:
-        progress.say(f"{len(job.data.skipped)} broken images were left out, the first: {job.data.skipped[0]}")
+        progress.say(f"broken images left out: {len(job.data.skipped)}, the first: {job.data.skipped[0]}")
     results = None
     for name, stage in STAGES.items():
         if only in (None, name):

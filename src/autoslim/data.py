@@ -634,7 +634,9 @@ def _decode_files(
                 if reason:
                     name = paths[index].relative_to(root).as_posix()
                     if not skip_broken:
-                        raise DataError(f"cannot decode {name!r}: {reason}; mend it, remove it, or skip broken images")
+                        raise DataError(
+                            f"cannot decode {name!r}: {reason}; mend or remove it, or skip broken images: --skip-broken"
+                        )
                     broken[index] = name
                 progress(index + 1, len(paths))
     return images, broken

@@ -26,7 +26,7 @@ from autoslim.models import build_model
 from autoslim.progress import Progress
 from autoslim.recipe import Recipe
 from autoslim.report import has_plotly, render_report
-from autoslim.run import Run
+from autoslim.run import Run, begin_run
 from autoslim.slicing import extract
 from autoslim.slim import greedy_slim, uniform_like, widths_within
 from autoslim.space import ChannelSpace, SlimStep, Widths
@@ -134,15 +134,17 @@ def prepare(run: Run, progress: Progress) -> Job:
         budget = Budget.parse(text)
         budgets.append(Budgeted(text, costs[budget.metric], budget.limit(costs[budget.metric], space)))
     budgets.sort(key=lambda b: -b.limit / b.cost(space.full()))
-    if not run.space.exists():
-        write_whole(run.space, space.to_json())
     if config.train.channels_last:
         model = model.to(memory_format=torch.channels_last)
     supernet = Supernet(model.to(device), space)
     trained = run.supernet / "model.safetensors"
     if trained.exists():
         load_unshared(model, load_tensors(trained)[0])
-    return Job(run, progress, data, supernet, every, space, costs, budgets, device)
+    job = Job(run, progress, data, supernet, every, space, costs, budgets, device)
+    for recipe in (config.train, config.retrain):
+        job.batches(data.train, recipe.batch_size, recipe)  # names an augmentation or a batch size that cannot be
+    begin_run(run, space.to_json())
+    return job
 
 
 def fresh_model(config: Config) -> nn.Module:

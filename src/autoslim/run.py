@@ -72,35 +72,45 @@ class Run:
 
 
 def open_run(root: Path, config: Config) -> Run:
-    """A new run directory, or the one that was begun with this configuration.
+    """A run directory that is still empty, or the one that was begun with this configuration.
 
-    Raises `RunError`, naming the keys that differ, if it was begun with another one. `threads` left open in `config`
-    are those the run was begun with.
+    Nothing is written before `begin_run`, and until something was computed the configuration may change. Raises
+    `RunError`, naming the keys that differ, if it was begun with another one. `threads` left open in `config` are those
+    the run was begun with.
     """
     slugs = [_slug(budget) for budget in config.slim.budgets]
     if len(set(slugs)) < len(slugs):
         raise ConfigError(
             f"slim.budgets: {', '.join(config.slim.budgets)} would share a directory; write them alike once"
         )
-    path = root / "config.yaml"
-    if not path.exists():
+    if not (root / "config.yaml").exists():
         if root.exists() and (not root.is_dir() or any(p.name != ".lock" for p in root.iterdir())):
             raise RunError(f"{root} exists and is no run directory; choose another with --run-dir")
-        provenance = _provenance()
-        config = config.model_copy(update={"threads": config.threads or _available_cpus()})
-        text = config.to_yaml() + yaml.safe_dump({"provenance": provenance}, sort_keys=False)
-        write_whole(path, text)
-        return Run(root, config, provenance)
+        return _new_run(root, config)
     run = read_run(root)
     if config.threads is None:
         config = config.model_copy(update={"threads": run.config.threads})
     before, after = _flat(run.config.plain()), _flat(config.plain())
     different = [key for key in {**before, **after} if before.get(key) != after.get(key)]
-    if different:
-        first = ", ".join(f"{key} is {before.get(key)!r} there and {after.get(key)!r} now" for key in different[:3])
-        more = f" and {len(different) - 3} more" if len(different) > 3 else ""
-        raise RunError(f"{root} was begun with another configuration: {first}{more}; choose another --run-dir")
-    return run
+    if not different:
+        return run
+    if not run.supernet.exists():
+        return _new_run(root, config)
+    first = ", ".join(f"{key} is {before.get(key)!r} there and {after.get(key)!r} now" for key in different[:3])
+    more = f" and {len(different) - 3} more" if len(different) > 3 else ""
+    raise RunError(f"{root} was begun with another configuration: {first}{more}; choose another --run-dir")
+
+
+def begin_run(run: Run, space_json: str) -> None:
+    """Write `config.yaml` and `space.json`, once everything that can be checked beforehand was."""
+    if not run.supernet.exists():
+        write_whole(run.space, space_json)
+        provenance = yaml.safe_dump({"provenance": dict(run.provenance)}, sort_keys=False)
+        write_whole(run.root / "config.yaml", run.config.to_yaml() + provenance)
+
+
+def _new_run(root: Path, config: Config) -> Run:
+    return Run(root, config.model_copy(update={"threads": config.threads or _available_cpus()}), _provenance())
 
 
 def read_run(root: Path) -> Run:
