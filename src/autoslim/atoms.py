@@ -49,15 +49,15 @@ class Atoms:
             roots = above
 
     def merge(self, left: Labels, right: Labels, reason: str) -> Labels:
-        """Tie `left` and `right` position by position; `reason` is kept for what meets a FIXED position."""
+        """Tie `left` and `right` position by position; `reason` says where, for what meets a FIXED position."""
         if len(left) != len(right):
             raise Mismatch(f"{reason}: {len(left)} channels meet {len(right)}")
         left_roots, right_roots = self.find(left), self.find(right)
         both = (left_roots >= 0) & (right_roots >= 0) & (left_roots != right_roots)
         for one, other in np.unique(np.stack([left_roots[both], right_roots[both]]), axis=1).T.tolist():
             self._union(one, other)
-        self.pin(left[right == FIXED], reason)
-        self.pin(right[left == FIXED], reason)
+        for meets_fixed in (left[right == FIXED], right[left == FIXED]):
+            self.pin(meets_fixed, f"it is tied to channels that stay by {reason}")
         return np.where(left_roots == ANY, right_roots, left_roots)
 
     def pin(self, labels: Labels, reason: str) -> None:

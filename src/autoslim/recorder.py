@@ -168,7 +168,7 @@ class Recorder:
     def pin_labels(self, labels: Labels | None, reason: str | None = None) -> None:
         """These channels can never be cut."""
         if labels is not None:
-            self.atoms.pin(labels, reason or self.where)
+            self.atoms.pin(labels, reason or f"{self.where} cannot follow the widths")
 
     def pin_axes(self, tensor: Tensor, axes: Iterable[int], reason: str | None = None) -> None:
         """Nothing along these axes can ever be cut."""

@@ -341,7 +341,8 @@ def _assemble(recorder: Recorder, model: nn.Module, fixed: Sequence[str]) -> Cha
         )
         if produced is not None and not produced.groups:
             reasons = [classes.reasons[root] for root in classes.roots(op.produced) if root in classes.reasons]
-            notes.setdefault(op.name, reasons[0] if reasons else "it has a single output channel")
+            alone = "it has a single output channel" if produced.size == 1 else "its input channels stay as they are"
+            notes.setdefault(op.name, reasons[0] if reasons else alone)
     for name, _ in model.named_parameters():
         if name not in recorder.used:
             layer = name.rpartition(".")[0] or name
