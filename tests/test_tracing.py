@@ -66,9 +66,9 @@ def test_tracing_takes_less_than_three_seconds(name: str) -> None:
         net = models.get_model(name, weights=None, **({"init_weights": False} if name == "googlenet" else {}))
     times = []
     for _ in range(3):
-        started = time.perf_counter()
+        started = time.process_time()  # tracing uses one core; what else the machine does is not its time
         trace(net, torch.zeros(1, 3, 224, 224))
-        times.append(time.perf_counter() - started)
+        times.append(time.process_time() - started)
     assert statistics.median(times) < 3
 
 
