@@ -177,6 +177,11 @@ def with_accuracies(*retrained: float | None, uniform: float | None = 0.7, test_
         ),  # within a point of 67.5%
         (with_accuracies(0.60, 0.61, 0.59), "mobilenet_v1 with 78% of its MACs: 61.0% accuracy"),  # none is: the best
         (with_accuracies(0.69), "lost 1.0 point, which may be chance."),
+        (with_accuracies(0.69), "1.5 points more than the full net inside the supernet (67.5%, not retrained)."),
+        (with_accuracies(0.67), "0.5 points less than the full net"),
+        (with_accuracies(0.675), "correctly, as many as the full net"),
+        (with_accuracies(1.0, uniform=0.8), "gained 20.0 points."),
+        (with_accuracies(1.0, uniform=0.9, test_images=20), "gained 10.0 points, which may be chance."),
         (with_accuracies(0.69, test_images=100_000), "lost 1.0 point."),
         (with_accuracies(0.7), "choosing the widths layer by layer made no difference here."),
         (with_accuracies(0.7, uniform=None), "No uniformly narrowed net was trained for comparison."),
@@ -349,8 +354,17 @@ def opened(browser: Any, tmp_path: Path) -> Iterator[Any]:
         one.context.close()
 
 
-def test_charts_are_drawn(opened: Any) -> None:
-    page = opened(record())
+@pytest.fixture(scope="module")
+def standard(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """The page of the usual record, for tests that only look: opening one takes a second or two."""
+    one = Opened(browser, tmp_path_factory.mktemp("standard") / "report.html", render_report(record()), 1280)
+    yield one.page
+    one.check()
+    one.context.close()
+
+
+def test_charts_are_drawn(standard: Any) -> None:
+    page = standard
     assert page.locator("#chart-tradeoff .scatterlayer .trace").count() == 4
     assert page.locator("#chart-tradeoff .point").count() == 2 + 2 + 2 + 1
     assert page.locator("#chart-tradeoff .annotation-text").all_text_contents() == ["25%", "50%", "full net"]
@@ -383,11 +397,13 @@ def test_a_name_in_the_legend_hides_its_line_in_both_charts(opened: Any) -> None
 
 
 def hover_text(page: Any, target: str, index: int) -> str:
+    page.mouse.move(1, 1)  # away from whatever was pointed at before
+    page.wait_for_selector(".hoverlayer .hovertext", state="detached")
     element = page.locator(target).nth(index)
     element.scroll_into_view_if_needed()
     box = element.bounding_box()
-    page.mouse.move(box["x"] + box["width"] / 2 + 30, box["y"] + box["height"] / 2)
-    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2, steps=4)
+    page.mouse.move(box["x"] + box["width"] / 2 + 1, box["y"] + box["height"] / 2)
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
     page.wait_for_selector(".hoverlayer .hovertext")
     return str(" | ".join(page.locator(".hoverlayer .hovertext tspan").all_text_contents()))
 
@@ -410,8 +426,8 @@ def hover_text(page: Any, target: str, index: int) -> str:
         ("#chart-search .point", 1, ("step 2", "48 → 40 channels", "3.3M MACs", "0.863 held-out loss")),
     ],
 )
-def test_pointing_at_a_mark_shows_its_figures(opened: Any, target: str, index: int, shown: tuple[str, ...]) -> None:
-    text = hover_text(opened(record()), target, index)
+def test_pointing_at_a_mark_shows_its_figures(standard: Any, target: str, index: int, shown: tuple[str, ...]) -> None:
+    text = hover_text(standard, target, index)
     for part in shown:
         assert part in text
 
@@ -501,6 +517,10 @@ OVERLAPS = """() => {
 def test_no_label_is_cut_off_or_covered(opened: Any, num_groups: int, budgets: tuple[str, ...], width: int) -> None:
     page = opened(record(num_groups, budgets), width)
     assert page.evaluate("document.documentElement.scrollWidth") == width
+    hidden = page.evaluate(
+        "document.querySelector('.scroll').scrollWidth - document.querySelector('.scroll').clientWidth"
+    )
+    assert (hidden > 0) == (width < 600)  # only a narrow screen has to scroll the table, and within its own box
     assert page.evaluate(OVERLAPS) == []
     assert page.locator("#chart-channels .ytick").count() == num_groups
 

@@ -234,10 +234,10 @@ def _trade(best: Record, record: Record) -> str:
         text += " without having been retrained"
     if full.get("accuracy") is not None:
         change = accuracy - full["accuracy"]
-        text += (
-            f", {_points(change)} {'more' if change > 0 else 'less'} than the full net inside the supernet "
-            f"({_percent(full['accuracy'])}, not retrained)"
-        )
+        compared = f"{_points(change)} {'more' if change > 0 else 'less'} than"
+        if _signed(change) == "±0.0":
+            compared = "as many as"
+        text += f", {compared} the full net inside the supernet ({_percent(full['accuracy'])}, not retrained)"
     return f"{text}. {_against_uniform(best, record)}"
 
 
@@ -263,7 +263,8 @@ def _chance(record: Record) -> float:
 
     Binomial, both nets taken as independent, which errs to the side of caution.
     """
-    accuracies = [a for subnet in record["subnets"] if (a := _accuracy(subnet)) is not None]
+    both = [a for subnet in record["subnets"] for a in (_accuracy(subnet), subnet["accuracy"].get("uniform"))]
+    accuracies = [accuracy for accuracy in both if accuracy is not None]
     if not accuracies or not record["data"]["test"]:
         return 0.0
     mean = sum(accuracies) / len(accuracies)
@@ -647,7 +648,7 @@ def _stage_trace(stage: Record, key: str, subnets: Sequence[Record]) -> Figure:
 
 def _duration(seconds: float) -> str:
     if seconds < 90:
-        return f"{seconds:.0f} seconds"
+        return _plural(round(seconds), "second")
     return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
 
 
