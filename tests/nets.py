@@ -318,6 +318,18 @@ def control_flow() -> Case:
 
 
 @case()
+def auxiliary_head_with_norm() -> Case:
+    """Inception: the auxiliary head normalises one value per channel, so one example is too few in training mode."""
+
+    def forward(m: Any, x: Tensor) -> Any:
+        x = m.stem(x)
+        return (m.head(x), m.aux(x)) if m.training else m.head(x)
+
+    aux = nn.Sequential(nn.AdaptiveAvgPool2d(1), conv(8, 6, 1), nn.Flatten(), nn.Linear(6, 5))
+    return Function(forward, stem=conv(3, 8), head=nn.Sequential(*head(8)), aux=aux), image()
+
+
+@case()
 def dictionary_output() -> Case:
     def forward(m: Any, x: Tensor) -> dict[str, Any]:
         x = m.stem(x)

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import nets
-from autoslim import ChannelSpace, trace
+from autoslim import ChannelSpace, extract, trace
 from autoslim.errors import TraceError
 
 
@@ -88,6 +88,14 @@ def test_what_cannot_be_cut_is_frozen_with_its_reason(name: str, layer: str, exp
     assert expected in reasons(space)[layer]
     assert layer not in space.groups
     assert space.groups  # the rest of the net is still slimmed
+
+
+def test_heads_of_training_mode_are_traced_even_from_a_single_example() -> None:
+    net, inputs = nets.build("auxiliary_head_with_norm")
+    space = trace(net, inputs[:1])
+    assert list(space.groups) == ["stem.0", "aux.1.0"]
+    subnet = extract(net, space, space.smallest()).train()
+    assert [tuple(output.shape) for output in subnet(inputs)] == [(2, 5), (2, 5)]
 
 
 def test_layers_never_reached_are_named() -> None:

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -75,12 +76,36 @@ def split_input(example_input: ExampleInput) -> tuple[tuple[Any, ...], dict[str,
 
 
 @dataclass(frozen=True)
+class _Pass:
+    """A mode of the model, and arguments it runs with."""
+
+    training: bool
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class _Subject:
     """The model and its input where they are traced: on meta, or as they are if the model does not run there."""
 
     model: nn.Module
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+
+    @cached_property
+    def passes(self) -> list[_Pass]:
+        """The forward passes to trace: in evaluation mode, and in training mode if the model runs there.
+
+        There a single example may be too few (batch statistics of one value), so twice the batch is tried next.
+        """
+        found = [_Pass(False, self.args, self.kwargs)]
+        twice = tree_map(_doubled, (self.args, self.kwargs))
+        for args, kwargs in ((self.args, self.kwargs), twice):
+            model = self.fresh().train()
+            with suppress(Exception), torch.no_grad():
+                model(*args, **kwargs)
+                return [*found, _Pass(True, args, kwargs)]
+        return found
 
     def fresh(self) -> nn.Module:
         """A copy whose modules may be changed by a forward pass."""
@@ -127,9 +152,9 @@ def _meta_batch_norm(func: Any, args: tuple[Any, ...]) -> tuple[Tensor, Tensor, 
     return torch.empty_like(source), source.new_empty(source.shape[1]), source.new_empty(source.shape[1])
 
 
-def _run(subject: _Subject, model: nn.Module, recorder: Recorder, *, training: bool) -> None:
+def _run(run: _Pass, model: nn.Module, recorder: Recorder) -> None:
     """One forward pass under the label mode; outputs are pinned."""
-    model.train(training)
+    model.train(run.training)
     handles = []
     for name, module in model.named_modules():
         handles.append(module.register_forward_pre_hook(_pusher(recorder, name)))
@@ -137,7 +162,7 @@ def _run(subject: _Subject, model: nn.Module, recorder: Recorder, *, training: b
     recorder.modules.clear()
     try:
         with torch.no_grad(), _LabelMode(recorder):
-            output = model(*subject.args, **subject.kwargs)
+            output = model(*run.args, **run.kwargs)
         for tensor in _tensors(output):
             recorder.pin(tensor, _OUTPUT)
     finally:
@@ -159,17 +184,12 @@ def _names(model: nn.Module) -> dict[int, str]:
 def _capture(subject: _Subject, keep_groups: Iterable[str]) -> Recorder:
     """Labels after a pass in evaluation mode and, if the model runs there, one in training mode."""
     recorder = Recorder(Atoms(), {}, dict.fromkeys(keep_groups, True))
-    for training in (False, True):
+    for run in subject.passes:
         model = subject.fresh()
         recorder.names = _names(model)
         counted = list(recorder.operations)
-        try:
-            _run(subject, model, recorder, training=training)
-        except Exception:
-            if not training:
-                raise
-            # batch statistics of a single value, a model that wants targets: such code is not traced
-        if training:
+        _run(run, model, recorder)
+        if run.training:  # costs are those of evaluation
             recorder.operations, extra = counted, recorder.operations[len(counted) :]
             seen = {operation.weight for operation in counted}
             recorder.operations += [
@@ -224,6 +244,10 @@ def _converted(
 ) -> _Subject:
     inputs = tree_map(lambda leaf: convert(leaf) if isinstance(leaf, Tensor) else leaf, (args, kwargs))
     return _Subject(copy_module(model, lambda name, tensor: convert(tensor)), *inputs)
+
+
+def _doubled(leaf: Any) -> Any:
+    return torch.cat([leaf, leaf]) if isinstance(leaf, Tensor) and leaf.ndim > 0 else leaf
 
 
 def _to_meta(tensor: Tensor) -> Tensor:
@@ -458,21 +482,17 @@ def _failure(subject: _Subject, space: ChannelSpace, widths: Widths, grouped: di
         name: [_settled(axis, widths, numbers) for axis in axes]
         for name, axes in (*space.parameters.items(), *space.buffers.items())
     }
-    for training in (False, True):
+    for run in subject.passes:
         net = extract(subject.model, space, widths)
         recorder = Recorder(SettledAtoms(describe), _names(net), dict(grouped), presets)
         try:
-            _run(subject, net, recorder, training=training)
+            _run(run, net, recorder)
         except Mismatch as error:
             return str(error)
         except Exception as error:
             path = recorder.modules[-1][0] if recorder.modules else ""
-            if not training:
-                return f"{_first_line(error)} (in {path or 'the forward of the model'})"
-            full = _Subject(subject.model, subject.args, subject.kwargs).fresh().train()
-            with suppress(Exception), torch.no_grad():
-                full(*subject.args, **subject.kwargs)
-                return f"{_first_line(error)} (in {path or 'the forward of the model'}, training mode)"
+            mode = ", training mode" if run.training else ""
+            return f"{_first_line(error)} (in {path or 'the forward of the model'}{mode})"
     return None
 
 
