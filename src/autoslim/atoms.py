@@ -12,14 +12,21 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
+from autoslim.space import Reason
+
 FIXED = -1
 ANY = -2
 
 Labels = npt.NDArray[np.int64]
+Why = Callable[[], Reason]  # called when something cannot be cut for it; most never are
 
 
 class Mismatch(Exception):
     """A cut network does not line up with its labels; carries the labels that disagree."""
+
+    def __init__(self, text: str, labels: Labels | None = None) -> None:
+        super().__init__(text)
+        self.labels = np.array([], dtype=np.int64) if labels is None else labels
 
 
 class Atoms:
@@ -30,7 +37,7 @@ class Atoms:
     def __init__(self) -> None:
         self._parent: Labels = np.arange(1024, dtype=np.int64)
         self._count = 0
-        self._pins: list[tuple[Labels, str]] = []
+        self._pins: list[tuple[Labels, Reason]] = []
 
     def fresh(self, count: int) -> Labels:
         """Labels of `count` new atoms."""
@@ -48,27 +55,27 @@ class Atoms:
                 return roots
             roots = above
 
-    def merge(self, left: Labels, right: Labels, reason: str) -> Labels:
-        """Tie `left` and `right` position by position; `reason` says where, for what meets a FIXED position."""
+    def merge(self, left: Labels, right: Labels, why: Why) -> Labels:
+        """Tie `left` and `right` position by position; `why` says where, for what meets a FIXED position."""
         if len(left) != len(right):
-            raise Mismatch(f"{reason}: {len(left)} channels meet {len(right)}")
+            raise Mismatch(f"{why().operator}: {len(left)} channels meet {len(right)}")
         left_roots, right_roots = self.find(left), self.find(right)
         both = (left_roots >= 0) & (right_roots >= 0) & (left_roots != right_roots)
         for one, other in np.unique(np.stack([left_roots[both], right_roots[both]]), axis=1).T.tolist():
             self._union(one, other)
         for meets_fixed in (left[right == FIXED], right[left == FIXED]):
-            self.pin(meets_fixed, f"it is tied to channels that stay by {reason}")
+            self.pin(meets_fixed, why)
         return np.where(left_roots == ANY, right_roots, left_roots)
 
-    def pin(self, labels: Labels, reason: str) -> None:
+    def pin(self, labels: Labels, why: Why) -> None:
         """Atoms that must always be kept."""
         labels = labels[labels >= 0]
         if len(labels):
-            self._pins.append((labels, reason))
+            self._pins.append((labels, why()))
 
-    def pinned(self) -> dict[int, str]:
+    def pinned(self) -> dict[int, Reason]:
         """Class representative -> the first reason it can never be cut for."""
-        reasons: dict[int, str] = {}
+        reasons: dict[int, Reason] = {}
         for labels, reason in self._pins:
             for root in np.unique(self.find(labels)).tolist():
                 reasons.setdefault(root, reason)
@@ -97,19 +104,21 @@ class SettledAtoms(Atoms):
         """Every label is its own class."""
         return labels
 
-    def merge(self, left: Labels, right: Labels, reason: str) -> Labels:
+    def merge(self, left: Labels, right: Labels, why: Why) -> Labels:
         """Raise `Mismatch` unless both sides agree."""
         if len(left) != len(right):
-            raise Mismatch(f"{reason}: {len(left)} channels meet {len(right)}")
+            both = np.concatenate([left, right])
+            raise Mismatch(f"{why().operator}: {len(left)} channels meet {len(right)}", both[both >= 0])
         wrong = (left != right) & (left != ANY) & (right != ANY)
         if wrong.any() and len(wrong) > 1:  # a lone channel meets everything by broadcasting
             first = int(np.argmax(wrong))
             sides = f"{self._describe(int(left[first]))} meets {self._describe(int(right[first]))}"
-            raise Mismatch(f"{reason}: {sides} at position {first}")
+            both = np.concatenate([left[wrong], right[wrong]])
+            raise Mismatch(f"{why().operator}: {sides} at position {first}", both[both >= 0])
         return np.where(left == ANY, right, left)
 
-    def pin(self, labels: Labels, reason: str) -> None:
+    def pin(self, labels: Labels, why: Why) -> None:
         """Raise `Mismatch` if something that can be cut would have to stay."""
         cuttable = labels[labels >= 0]
         if len(cuttable) and len(labels) > 1:
-            raise Mismatch(f"{reason}: {self._describe(int(cuttable[0]))} cannot be cut here")
+            raise Mismatch(f"{why().text}: {self._describe(int(cuttable[0]))} cannot be cut here", cuttable)

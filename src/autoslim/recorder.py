@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import sys
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from autoslim.atoms import ANY, FIXED, Atoms, Labels
+from autoslim.sizes import AttributeSource, AxisSource, Call, Size, Source
+from autoslim.space import Reason
 
 End = tuple[Tensor, int]  # an axis of a tensor
 Factor = Labels | End | int
@@ -43,6 +49,14 @@ class Recorder:
     names: Mapping[int, str]  # id of a parameter or buffer -> its name
     # weights of grouped convolutions: True if all groups keep the same ranks, False if whole groups are cut
     grouped: dict[str, bool] = field(default_factory=dict)
+    # where channels are split into equal parts: may they change their places, rather than be tied across the parts?
+    renumbers: bool = False
+    could_renumber: bool = False
+    remarks: dict[str, None] = field(default_factory=dict)  # in the order met
+    call: Call = field(default_factory=Call)
+    needs: list[tuple[Labels, int]] = field(default_factory=list)  # so many of these must be kept
+    trail: list[tuple[str, str]] = field(default_factory=list)  # operators that saw channels, and their modules
+    trains_alike: bool = False  # channels go through the same operators in training and in evaluation
     axes: dict[str, list[Labels | None]] = field(default_factory=dict)
     operations: list[RawOperation] = field(default_factory=list)
     attributes: dict[tuple[str, str], tuple[tuple[Labels, ...], bool]] = field(default_factory=dict)
@@ -59,6 +73,14 @@ class Recorder:
         """The operator and the module being called, for reasons."""
         path = self.modules[-1][0] if self.modules else ""
         return f"{self.operator} in {path!r}" if path else f"{self.operator} in the model's forward"
+
+    def reason(self, text: str = "", remedy: str = "") -> Reason:
+        """Why something cannot be cut, with the place."""
+        return Reason(text or f"{self.where} cannot follow the widths", self.where, _line_of_the_user(), remedy)
+
+    def remark(self, text: str) -> None:
+        """Something a user should know about the operator being run."""
+        self.remarks.setdefault(f"{self.where}: {text}")
 
     # --- labels of tensors ---
 
@@ -78,6 +100,18 @@ class Recorder:
         labels = self.labels(tensor)[axis]
         return np.full(tensor.shape[axis], FIXED) if labels is None else labels
 
+    def known(self, tensor: Tensor) -> Labels:
+        """All labels of a tensor, of any axis."""
+        found = [labels for labels in self.labels(tensor) if labels is not None]
+        return np.concatenate([*found, np.array([], dtype=np.int64)])
+
+    def leave_trail(self, args: Sequence[object]) -> None:
+        """Note the operator if it sees channels. Batch normalisation has many names."""
+        first = next((arg for arg in args if isinstance(arg, Tensor)), None)
+        if first is not None and any(self.is_labelled(first, axis) for axis in range(first.ndim)):
+            name = "batch_norm" if "batch_norm" in self.operator else self.operator
+            self.trail.append((name, self.modules[-1][0] if self.modules else ""))
+
     def set(self, tensor: Tensor, labels: Sequence[Labels | None]) -> None:
         """Give a result its labels."""
         assert len(labels) == tensor.ndim, (self.where, len(labels), tensor.shape)
@@ -90,7 +124,11 @@ class Recorder:
         for axis, after in enumerate(labels):
             old = before[axis]
             if after is not None and (old is None or (old == ANY).any()) and tensor._is_view():
-                self.pin_labels(after, f"written in place into a part of another tensor by {self.where}")
+                self.pin_labels(
+                    after,
+                    f"written in place into a part of another tensor by {self.where}",
+                    "compute the result out of place",
+                )
         if id(tensor) not in self.names:
             self._labels[tensor] = list(labels)
 
@@ -138,7 +176,9 @@ class Recorder:
 
     def merge(self, left: Labels, right: Labels) -> Labels:
         """Tie two vectors of labels position by position."""
-        return self.atoms.merge(left, right, self.where)
+        return self.atoms.merge(
+            left, right, lambda: self.reason(f"it is tied to channels that stay by {self.where}")
+        )
 
     def tie_labels(self, end: End, labels: Labels) -> Labels:
         """Tie an axis to labels. The unborn axis of a parameter adopts them: no merging is needed."""
@@ -165,22 +205,136 @@ class Recorder:
                 labels = self.tie_labels(end, labels)
         return labels
 
-    def pin_labels(self, labels: Labels | None, reason: str | None = None) -> None:
+    def pin_labels(self, labels: Labels | None, text: str = "", remedy: str = "") -> None:
         """These channels can never be cut."""
         if labels is not None:
-            self.atoms.pin(labels, reason or f"{self.where} cannot follow the widths")
+            self.atoms.pin(labels, lambda: self.reason(text, remedy))
 
-    def pin_axes(self, tensor: Tensor, axes: Iterable[int], reason: str | None = None) -> None:
+    def pin_axes(self, tensor: Tensor, axes: Iterable[int], text: str = "", remedy: str = "") -> None:
         """Nothing along these axes can ever be cut."""
         for axis in axes:
             if self._unborn(tensor, axis) is None:
-                self.pin_labels(self.labels(tensor)[axis], reason)
+                self.pin_labels(self.labels(tensor)[axis], text, remedy)
             else:
                 self.tie_labels((tensor, axis), np.full(tensor.shape[axis], FIXED))
 
-    def pin(self, tensor: Tensor, reason: str) -> None:
+    def pin(self, tensor: Tensor, text: str, remedy: str = "") -> None:
         """Nothing of this tensor can ever be cut."""
-        self.pin_axes(tensor, range(tensor.ndim), reason)
+        self.pin_axes(tensor, range(tensor.ndim), text, remedy)
+
+    # --- sizes that follow ---
+
+    def is_labelled(self, tensor: Tensor, axis: int) -> bool:
+        """May the length of this axis follow the widths?"""
+        if id(tensor) in self.names:
+            return True
+        if tensor not in self._labels:
+            return False
+        labels = self._labels[tensor][axis]
+        return labels is not None and bool((labels >= 0).any())
+
+    def follow(self, number: int | None, labels: Labels) -> bool:
+        """A number given to the operator is to be the number of `labels` that are kept; False if it is a constant.
+
+        The length of another tensor's axis is tied to the labels; a number kept in an attribute is set to follow them.
+        What was computed in some other way is left to the proof.
+        """
+        if self.atoms.is_settled or number is None or not (labels >= 0).any():
+            return True
+        if not isinstance(number, Size):
+            return False
+        candidates = [(source, factor) for source, factor in number.sources if self._can_vary(source)]
+        for source, factor in candidates:
+            known, wanted = self._known(source), self._scaled(labels, factor)
+            if known is not None and wanted is not None and self._same_classes(known, wanted):
+                return True
+        # of several factors of a product, the one that is known to follow already is the likelier
+        for source, factor in sorted(candidates, key=lambda pair: self._known(pair[0]) is None):
+            wanted = self._scaled(labels, factor)
+            if wanted is not None and len(wanted) == self._length(source):
+                self._follows(source, wanted)
+                return True
+        return not number.sources
+
+    def made(self, number: int | None, size: int) -> Labels:
+        """Labels of an axis made with a given size: if the size has a source, it is to follow."""
+        if isinstance(number, Size) and number.sources and not self.atoms.is_settled:
+            labels = self.atoms.fresh(size)
+            if self.follow(number, labels):
+                return labels
+        return np.full(size, ANY)
+
+    def parts(self, labels: Labels, count: int) -> list[Labels]:
+        """Labels of `count` equal parts, which must all keep the same number of channels.
+
+        Position by position they are tied to each other. Where every class has the same share in each part already,
+        they may be numbered anew instead: each part then is said to hold its share of every class, in order.
+        """
+        roots = self.atoms.find(labels)
+        parts = np.split(labels, count)
+        if all(np.array_equal(part, first) for first, *others in [np.split(roots, count)] for part in others):
+            return parts
+        share = self._fewer(labels, count)
+        if share is not None:
+            self.could_renumber = True
+            if self.renumbers:
+                self.remark("channels change their places when some are cut; weights are shared by place")
+                return [share] * count
+        for part in parts[1:]:
+            self.merge(parts[0], part)
+        return parts
+
+    def _can_vary(self, source: Source) -> bool:
+        return isinstance(source, AttributeSource) or self.is_labelled(source.tensor, source.axis)
+
+    def _known(self, source: Source) -> Labels | None:
+        """Labels that a source follows, if it is known to follow any."""
+        if isinstance(source, AxisSource):
+            return self.vector(source.tensor, source.axis)
+        labels, _ = self.attributes.get((source.path, source.name), ((), False))
+        found = labels[source.index or 0] if labels else None
+        return found if found is not None and (found >= 0).any() else None
+
+    def _length(self, source: Source) -> int:
+        if isinstance(source, AxisSource):
+            return int(source.tensor.shape[source.axis])
+        value = getattr(source.module, source.name)
+        return int(value if source.index is None else value[source.index])
+
+    def _follows(self, source: Source, labels: Labels) -> None:
+        if isinstance(source, AxisSource):
+            self.tie_labels((source.tensor, source.axis), labels)
+            return
+        known = self._known(source)
+        if known is not None:
+            self.merge(known, labels)
+            return
+        value = getattr(source.module, source.name)
+        sizes = [value] if source.index is None else list(value)
+        before, _ = self.attributes.get((source.path, source.name), ((), False))
+        after = list(before) or [np.full(size, FIXED) for size in sizes]
+        after[source.index or 0] = labels
+        self.attributes[source.path, source.name] = (tuple(after), source.index is not None)
+
+    def _scaled(self, labels: Labels, factor: Fraction) -> Labels | None:
+        """Labels of a size of which `factor` times as many as `labels` are kept; None if there are no such."""
+        factor = abs(factor)
+        fewer = self._fewer(labels, factor.numerator)
+        return None if fewer is None else np.tile(fewer, factor.denominator)
+
+    def _fewer(self, labels: Labels, copies: int) -> Labels | None:
+        """Each class with one in `copies` of its positions, in order; None if they do not divide."""
+        if copies == 1:
+            return labels
+        counts = Counter(self.atoms.find(labels).tolist())
+        if any(count % copies for count in counts.values()):
+            return None
+        return np.array([root for root, count in counts.items() for _ in range(count // copies)], dtype=np.int64)
+
+    def _same_classes(self, one: Labels, other: Labels) -> bool:
+        return Counter(self.atoms.find(one).tolist()) == Counter(self.atoms.find(other).tolist())
+
+    # --- modules and operations ---
 
     def is_grouped(self, weight: Tensor, *, keeps_groups: bool = False) -> bool:
         """Is it the weight of a grouped convolution (also when a single group is left of it)?
@@ -189,10 +343,6 @@ class Recorder:
         """
         name = self._origin(weight)
         return self.grouped.get(name, False) if keeps_groups else name in self.grouped
-
-    def has_attribute(self, name: str, value: Any) -> bool:
-        """Does the module being called hold this value under this name?"""
-        return bool(self.modules) and getattr(self.modules[-1][1], name, None) == value
 
     def attribute(self, name: str, *labels: Labels | None, is_tuple: bool = False) -> None:
         """The module being called holds a size that follows `labels`, if it has an attribute of this name and value."""
@@ -239,3 +389,27 @@ class Recorder:
             else:
                 scale *= len(labels)
         return scale, tuple(follows)
+
+
+_LIBRARIES = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
+
+
+def _line_of_the_user() -> str:
+    """The innermost line of code being run that is neither torch's nor ours, as `file:line`; empty without any."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if frame.f_globals.get("__name__") == "autoslim.tracing" and frame.f_code.co_name == "run_labelled":
+            return ""
+        if not name.startswith((*_LIBRARIES, "<")) and "/contextlib.py" not in name:
+            return f"{_short_path(name)}:{frame.f_lineno}"
+        frame = frame.f_back  # type: ignore[assignment]
+    return ""
+
+
+def _short_path(name: str) -> str:
+    path = Path(name)
+    for base in (Path.cwd(), *(Path(entry) for entry in sys.path if entry)):
+        if path.is_relative_to(base):
+            return str(path.relative_to(base))
+    return name

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from autoslim.atoms import ANY, FIXED, Labels
 from autoslim.recorder import Recorder, Unsupported
+from autoslim.sizes import Size
 
 Rule = Callable[[Recorder, Any, tuple[Any, ...], dict[str, Any], Any], None]
 
@@ -44,12 +45,37 @@ def _rule(*names: str) -> Callable[[Rule], Rule]:
 # --- layout: run the very operator on the labels -----------------------------------------------------------------
 
 
+_CONSTANT_SIZE = "write -1 or a size taken from a tensor's shape, or keep the size as an attribute of the module"
+
+
 @_rule(
-    *("view", "_unsafe_view", "reshape", "_reshape_alias", "unflatten", "flatten", "view_as", "permute", "transpose"),
-    *("t", "numpy_T", "movedim", "unsqueeze", "squeeze", "flip", "repeat", "repeat_interleave", "unfold", "ravel"),
-    *("pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle", "tile", "swapaxes"),
+    *("permute", "transpose", "t", "numpy_T", "movedim", "unsqueeze", "squeeze", "flip", "roll", "rot90", "swapaxes"),
+    *("repeat_interleave", "unfold", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle"),
 )
 def _layout(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    _laid_out(rec, func, args, kwargs, out, None)
+
+
+@_rule("view", "_unsafe_view", "reshape", "_reshape_alias", "unflatten", "flatten", "view_as", "ravel")
+def _view(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    _laid_out(rec, func, args, kwargs, out, rec.call.given(out.shape))
+
+
+@_rule("repeat", "tile")
+def _repeat(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    source, given = args[0], rec.call.given(args[1])
+    _laid_out(rec, func, args, kwargs, out, None)
+    after = list(rec.labels(out))
+    for axis in range(-out.ndim, 0):
+        if given and after[axis] is None and (source.ndim < -axis or source.shape[axis] == 1):
+            after[axis] = rec.made(given[axis], out.shape[axis])
+    rec.set(out, after)
+
+
+def _laid_out(
+    rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any, given: list[int | None] | None
+) -> None:
+    """Run the operator on a plane of labels for each axis. `given`: the sizes asked for, as far as they are known."""
     source = args[0]
     rec.inherit(source, out)
     before = rec.labels(source)
@@ -65,7 +91,7 @@ def _layout(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, A
             moved = func(plane, *args[1:], **kwargs)
         except RuntimeError:  # a view that expanded memory does not allow
             moved = func(plane.contiguous(), *args[1:], **kwargs)
-        found = _varying_axis(rec, moved)
+        found = _varying_axis(rec, moved, given)
         if found is None:
             # a single class along the whole axis: it cannot be said which axis carries it now
             loose = loose or len(labels) == 1 or rec.atoms.is_settled or bool((labels == ANY).all())
@@ -73,6 +99,8 @@ def _layout(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, A
                 rec.pin_labels(labels, f"all of its channels are tied to each other by {rec.where}")
         elif after[found[0]] is None:
             after[found[0]] = found[1]
+        elif dim >= 2 and rec.is_weight(source):  # a kernel flattened together with the channels it applies to
+            rec.pin_labels(labels)
         else:  # two labelled axes flattened into one: neither can be told apart any more
             rec.pin_labels(labels)
             rec.pin_labels(after[found[0]])
@@ -82,11 +110,11 @@ def _layout(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, A
     rec.set(out, after)
 
 
-def _varying_axis(rec: Recorder, plane: Tensor) -> tuple[int, Labels] | None:
+def _varying_axis(rec: Recorder, plane: Tensor, given: list[int | None] | None) -> tuple[int, Labels] | None:
     """The axis along which the labels of a plane vary, and its labels; None if they are all equal.
 
     Labels that vary along several axes (a channel axis broken apart by a view) are tied, so that they vary along the
-    longest of them only: all parts then keep the same ranks.
+    longest of them only whose size may follow: all parts then keep the same ranks.
     """
     for dim in range(plane.ndim):  # what does not vary is shrunk to one position
         if plane.shape[dim] > 1 and plane.stride(dim) == 0:
@@ -97,13 +125,16 @@ def _varying_axis(rec: Recorder, plane: Tensor) -> tuple[int, Labels] | None:
             if bool((plane == plane.narrow(dim, 0, 1)).all()):
                 plane = plane.narrow(dim, 0, 1)
         axes = [dim for dim in axes if plane.shape[dim] > 1]
-    if not axes:
+    if not axes or (rec.atoms.is_settled and bool((plane == plane.flatten()[0]).all())):
         return None
-    longest = max(axes, key=lambda dim: (plane.shape[dim], dim))
+    may_follow = [dim for dim in axes if given is None or given[dim] is None or isinstance(given[dim], Size)]
+    longest = max(may_follow or axes, key=lambda dim: (plane.shape[dim], dim))
     rows = plane.movedim(longest, 0).reshape(plane.shape[longest], -1).numpy()
     labels = np.ascontiguousarray(rows[:, 0])
     for column in range(1, rows.shape[1]):
         labels = rec.merge(labels, rows[:, column])
+    if given is not None and not rec.follow(given[longest], labels):
+        rec.pin_labels(labels, f"{rec.where} has the constant size {given[longest]}", _CONSTANT_SIZE)
     return longest, labels
 
 
@@ -113,23 +144,44 @@ def _expand(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, A
     rec.inherit(source, out)
     before = rec.labels(source)
     new = out.ndim - source.ndim
-    after: list[Labels | None] = [np.full(size, ANY) if size > 1 else None for size in out.shape]
-    for dim, labels in enumerate(before):
-        if source.shape[dim] == out.shape[new + dim] and source.shape[dim] > 1:
-            after[new + dim] = labels
+    given = rec.call.given(out.shape) or [None] * out.ndim
+    after: list[Labels | None] = [None] * out.ndim
+    for axis, size in enumerate(out.shape):
+        labels = before[axis - new] if axis >= new else None
+        if axis >= new and source.shape[axis - new] == size and size > 1:
+            if labels is not None and not rec.follow(given[axis], labels):
+                rec.pin_labels(labels, f"{rec.where} has the constant size {size}", _CONSTANT_SIZE)
+            after[axis] = labels
+        elif size > 1:
+            after[axis] = rec.made(given[axis], size)
     rec.set(out, after)
 
 
 @_rule(
     *("clone", "contiguous", "detach", "alias", "_to_copy", "to", "lift_fresh", "lift", "positive", "view_as_real"),
     *("_conj", "resolve_conj", "resolve_neg", "zero", "fill", "bernoulli", "uniform", "normal"),
-    *("cumsum", "_softmax", "_log_softmax", "softmax", "log_softmax", "zeros_like", "ones_like", "empty_like"),
-    *("rand_like", "randn_like", "full_like", "randint_like", "exponential", "random", "tril", "triu"),
+    *("zeros_like", "ones_like", "empty_like", "full_like"),
+    *("rand_like", "randn_like", "randint_like", "exponential", "random", "tril", "triu"),
 )
 def _same(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     if out is not args[0] and out.shape == args[0].shape:
         rec.inherit(args[0], out)
         rec.set(out, rec.labels(args[0]))
+
+
+@_rule("cumsum", "_softmax", "_log_softmax", "softmax", "log_softmax", "_safe_softmax", "cumprod", "logcumsumexp")
+def _along(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    (dim,) = _bind(func, args, kwargs, "dim")
+    if args[0].ndim and _is_cuttable(rec.labels(args[0])[dim % args[0].ndim]):
+        rec.remark(_SEES_ALL)
+    _same(rec, func, args, kwargs, out)
+
+
+_SEES_ALL = "each result depends on all channels, so cutting some is not the same as setting them to zero"
+
+
+def _is_cuttable(labels: Labels | None) -> bool:
+    return labels is not None and bool((labels >= 0).any())
 
 
 @_rule("as_strided")
@@ -148,8 +200,7 @@ def _glu(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     after = list(rec.labels(source))
     labels = after[dim]
     if labels is not None:
-        _tie_parts(rec, labels, 2)
-        after[dim] = labels[: len(labels) // 2]
+        after[dim] = rec.parts(labels, 2)[0]
     rec.set(out, after)
 
 
@@ -167,20 +218,34 @@ def _slice(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, An
     labels = after[dim]
     if labels is not None:
         size = len(labels)
-        start, end, _ = slice(start, end, step).indices(size)
-        length = end - start
-        if rec.atoms.is_settled:
-            pass  # what the slice took is seen where it is used
-        elif step != 1:
+        begin, stop, _ = slice(start, end, step).indices(size)
+        after[dim] = labels[begin:stop:step]
+        if step != 1:
             rec.pin_labels(labels)
-        elif 0 < length < size and size % length == 0 and start % length == 0:
-            # one of several equal parts, as `x[:, : x.shape[1] // 2]`: all parts keep the same ranks
-            _tie_parts(rec, labels, size // length)
-        else:
-            # a constant number of leading channels stays in place, or what is left out after `end` could not be told
-            rec.pin_labels(labels[:start] if end == size else labels[:end])
-        after[dim] = labels[start:end:step]
+        elif not rec.atoms.is_settled:  # there, what the slice took is seen where it is used
+            for bound, place in ((start, begin), (end, stop)):
+                if 0 < place < size:
+                    after[dim] = _bounded(rec, labels, bound, place, after[dim], is_end=bound is end)
     rec.set(out, after)
+
+
+def _bounded(
+    rec: Recorder, labels: Labels, bound: int, place: int, taken: Labels | None, *, is_end: bool
+) -> Labels | None:
+    """Labels of a slice, after one of its bounds was seen to: it follows the widths, or what is before it stays."""
+    before, beyond = labels[:place], labels[place:]
+    number = rec.call.number(bound)
+    if isinstance(number, Size) and number.sources:
+        if rec.follow(number, beyond if bound < 0 else before):
+            return taken
+    elif isinstance(number, Size) or number is None:  # computed somehow: equal parts are the usual case
+        part = len(before) if is_end and taken is not None and len(taken) == len(before) else len(beyond)
+        if len(labels) % part == 0:
+            return rec.parts(labels, len(labels) // part)[0 if taken is not None and len(taken) == len(before) else -1]
+    # a constant number of leading channels stays in place, or what is left out after it could not be told
+    text = f"{rec.where} has the constant bound {bound}"
+    rec.pin_labels(beyond if bound < 0 else before, text, _CONSTANT_SIZE)
+    return taken
 
 
 @_rule("select")
@@ -202,31 +267,58 @@ def _unbind(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, A
         rec.set(part, after)
 
 
-@_rule("split", "split_with_sizes", "chunk", "tensor_split", "split_with_sizes_copy", "split_copy")
+@_rule("split", "split_with_sizes", "chunk", "tensor_split", "split_with_sizes_copy", "split_copy", "unsafe_split")
 def _split(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     source, dim = _bind(func, args, kwargs, "self", "dim")
     before = list(rec.labels(source))
     labels = before[dim]
     sizes = [part.shape[dim] for part in out]
-    if labels is not None and len(sizes) > 1:
-        if len(set(sizes)) == 1:
-            _tie_parts(rec, labels, len(sizes))
-        else:
-            rec.pin_labels(labels, "split into parts of sizes that cannot follow the widths")
-    offset = 0
-    for part, size in zip(out, sizes, strict=True):
+    parts: list[Labels | None] = [None] * len(out)
+    if labels is not None:
+        parts = [*np.split(labels, np.cumsum(sizes)[:-1])]
+        if len(parts) > 1 and not rec.atoms.is_settled:
+            parts = [*_parted(rec, func, args[1], labels, sizes)]
+        elif len(set(sizes)) == 1 and not _has_sizes(func):
+            parts = [*rec.parts(labels, len(sizes))]
+    for part, piece in zip(out, parts, strict=True):
         after = list(before)
-        after[dim] = None if labels is None else labels[offset : offset + size]
-        offset += size
+        after[dim] = piece
         rec.inherit(source, part)
         rec.set(part, after)
 
 
-def _tie_parts(rec: Recorder, labels: Labels, parts: int) -> None:
-    """Positions of equal index in each of `parts` equal parts live and die together."""
-    first, *others = np.split(labels, parts)
-    for other in others:
-        rec.merge(first, other)
+def _has_sizes(func: Any) -> bool:
+    return func.overloadpacket.__name__.startswith("split_with_sizes")
+
+
+def _parted(rec: Recorder, func: Any, asked: Any, labels: Labels, sizes: Sequence[int]) -> list[Labels]:
+    """Labels of the parts of a split: each size follows its part, or equal parts stay equal."""
+    parts = np.split(labels, np.cumsum(sizes)[:-1])
+    constant = f"{rec.where} has a constant size"
+    if _has_sizes(func):
+        given = rec.call.given(asked) or [rec.call.number(size) for size in asked]
+        if any(isinstance(number, int) for number in given):
+            for number, part in zip(given, parts, strict=True):
+                if not rec.follow(number, part):
+                    rec.pin_labels(part, constant, _CONSTANT_SIZE)
+            return parts
+    if len(set(sizes)) > 1:
+        for part in parts[1:]:  # the last part is shorter: all parts keep the same ranks as far as they have them
+            rec.merge(parts[0][: len(part)], part)
+        if rec.call.name == "chunk" and not _chunks_follow(sizes):
+            rec.pin_labels(labels, f"{rec.where} splits {len(labels)} channels into parts of unlike sizes {sizes}")
+    else:
+        parts = rec.parts(labels, len(sizes))
+    if rec.call.name != "chunk" and not rec.follow(rec.call.argument(1, "split_size"), parts[0]):
+        rec.pin_labels(labels, constant, _CONSTANT_SIZE)
+    return parts
+
+
+def _chunks_follow(sizes: Sequence[int]) -> bool:
+    """Does `chunk` find the parts again when each keeps the same number of channels, as far as it has them?"""
+    return all(
+        -(-sum(min(size, kept) for size in sizes) // len(sizes)) == kept for kept in range(1, max(sizes) + 1)
+    )
 
 
 @_rule("cat", "concat", "concatenate")
@@ -327,8 +419,16 @@ def _convolution(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[s
     source, weight, bias = args[:3]
     transposed, groups = bool(args[6]), int(args[8])
     channel = source.ndim - weight.ndim + 1  # 0 for an unbatched input
-    rec.pin_axes(source, range(channel + 1, source.ndim))
     rec.pin_axes(weight, range(2, weight.ndim))
+    after: list[Labels | None] = [None] * out.ndim
+    for index, axis in enumerate(range(channel + 1, source.ndim)):
+        stride, padding, dilation = (_entry(argument, index) for argument in args[3:6])
+        if 2 * padding == dilation * (weight.shape[2 + index] - 1) and stride == 1:
+            after[axis] = rec.labels(source)[axis]  # a convolution over channels, as in efficient channel attention
+            if _is_cuttable(after[axis]) and weight.shape[2 + index] > 1:
+                rec.remark(_SEES_ALL)
+        else:
+            rec.pin_axes(source, [axis])
     in_axis, out_axis = (0, 1) if transposed else (1, 0)
     if groups == 1 and not rec.is_grouped(weight):
         incoming = rec.tie([(source, channel), (weight, in_axis)])
@@ -339,16 +439,19 @@ def _convolution(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[s
         outgoing = rec.tie_labels((bias, 0), outgoing)
     rec.attribute("in_channels", incoming)
     rec.attribute("out_channels", outgoing)
-    after: list[Labels | None] = [None] * out.ndim
     if channel == 1:
         after[0] = rec.labels(source)[0]
     after[channel] = outgoing
     rec.set(out, after)
-    shape = (source if transposed else out).shape
-    spatial = math.prod(shape[channel + 1 :]) * math.prod(weight.shape[2:])
+    spatial = [(source if transposed else out, axis) for axis in range(channel + 1, out.ndim)]
     batch = (source, 0) if channel == 1 else 1
-    outputs = (batch, outgoing, math.prod(out.shape[channel + 1 :]))
-    rec.operation("conv", weight, (spatial, batch, (weight, 0), (weight, 1)), outputs, outgoing, groups)
+    outputs = (batch, outgoing, *((out, axis) for axis in range(channel + 1, out.ndim)))
+    kernel = math.prod(weight.shape[2:])
+    rec.operation("conv", weight, (kernel, *spatial, batch, (weight, 0), (weight, 1)), outputs, outgoing, groups)
+
+
+def _entry(argument: Any, index: int) -> int:
+    return int(argument[index if len(argument) > 1 else 0] if isinstance(argument, (tuple, list)) else argument)
 
 
 def _grouped(
@@ -356,36 +459,33 @@ def _grouped(
 ) -> tuple[Labels, Labels]:
     """Ties of a grouped convolution: incoming and outgoing labels.
 
-    Whole groups are cut, and the attribute `groups` with them (a depthwise convolution is the plainest case). Where
-    that left nothing to cut (groups mixed by a channel shuffle), every group keeps the same ranks instead.
+    Whole groups are cut, and the number of groups with them (a depthwise convolution is the plainest case). Where that
+    left nothing to cut (groups mixed by a channel shuffle), every group keeps the same ranks instead.
     """
     incoming = rec.vector(source, channel)
     in_each = len(incoming) // groups
     if rec.is_grouped(weight, keeps_groups=True):
-        ranks = incoming[:in_each]
-        for index in range(1, groups):
-            ranks = rec.merge(ranks, incoming[index * in_each : (index + 1) * in_each])
+        ranks = rec.parts(incoming, groups)[0]
         if transposed:
             rec.pin_axes(weight, [0])
             rec.pin_labels(incoming)
             return incoming, np.tile(rec.birth(weight, 1), groups)
         rec.tie_labels((weight, 1), ranks)
         outgoing = rec.birth(weight, 0)
-        out_each = len(outgoing) // groups
-        for index in range(1, groups):
-            rec.merge(outgoing[:out_each], outgoing[index * out_each : (index + 1) * out_each])
+        first, *others = np.split(outgoing, groups)
+        for other in others:
+            rec.merge(first, other)
         return incoming, outgoing
-    if not rec.has_attribute("groups", groups):
-        rec.pin_labels(incoming, "a grouped convolution whose number of groups is no attribute of its module")
     rec.pin_axes(weight, [1])
     whole = incoming.reshape(groups, in_each)
     each = whole[:, 0]
     for column in range(1, in_each):
         each = rec.merge(each, whole[:, column])
+    if not rec.follow(rec.call.argument(6, "groups"), each):
+        rec.pin_labels(each, f"{rec.where} has a constant number of groups", _CONSTANT_SIZE)
     out_each = weight.shape[1] if transposed else weight.shape[0] // groups
     outgoing = np.repeat(each, out_each)
     rec.tie_labels((weight, 0), incoming if transposed else outgoing)
-    rec.attribute("groups", each)
     return incoming, outgoing
 
 
@@ -460,10 +560,18 @@ def _batch_norm(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[st
     source, *vectors = [arg for arg in args if isinstance(arg, Tensor)]
     labels = rec.tie([(source, 1), *((vector, 0) for vector in vectors)])
     rec.attribute("num_features", labels)
+    if rec.is_weight(source):  # weight standardisation: statistics over the channels a weight applies to
+        for axis in range(2, source.ndim):
+            over = rec.labels(source)[axis]
+            if over is not None and _is_cuttable(over):
+                rec.remark(_SEES_ALL)
+                if source.shape[0] == 1 and source.ndim == 3:
+                    rec.needs.append((over, 2))  # torch refuses statistics of a single value
     results = out if isinstance(out, (tuple, list)) else [out]
     after = list(rec.labels(source))
     after[1] = labels
     rec.set(results[0], after)
+    rec.inherit(source, results[0])
     for statistic in results[1:]:
         if isinstance(statistic, Tensor) and statistic.shape == source.shape[1:2]:
             rec.set(statistic, [labels])
@@ -475,8 +583,13 @@ def _layer_norm(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[st
     vectors = [arg for arg in args[2:4] if isinstance(arg, Tensor)]
     after = list(rec.labels(source))
     first = source.ndim - len(shape)
+    given = rec.call.given(shape)
     for index in range(len(shape)):
-        after[first + index] = rec.tie([(source, first + index), *((vector, index) for vector in vectors)])
+        after[first + index] = labels = rec.tie([(source, first + index), *((vector, index) for vector in vectors)])
+        if labels is not None and _is_cuttable(labels):
+            rec.remark(_SEES_ALL)
+            if given and not rec.follow(given[index], labels):
+                rec.pin_labels(labels, f"{rec.where} has the constant shape {tuple(shape)}", _CONSTANT_SIZE)
     rec.attribute("normalized_shape", *after[first:], is_tuple=True)
     results = out if isinstance(out, (tuple, list)) else [out]
     rec.set(results[0], after)
@@ -493,7 +606,18 @@ def _group_norm(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[st
     for vector in (weight, bias):
         if vector is not None:
             labels = rec.tie_labels((vector, 0), labels)
-    _tie_parts(rec, labels, groups)
+    number = rec.call.argument(1, "num_groups")
+    each = len(labels) // groups
+    if groups > each and isinstance(number, Size) and number.sources and not rec.atoms.is_settled:
+        first, *others = labels.reshape(groups, each).T  # whole groups are cut: the others are normalised as before
+        for other in others:
+            first = rec.merge(first, other)
+        rec.follow(number, first)
+    else:
+        if _is_cuttable(labels):
+            rec.remark(_SEES_ALL)
+        if not rec.atoms.is_settled:
+            rec.parts(labels, groups)
     rec.attribute("num_channels", labels)
     after = list(rec.labels(source))
     after[1] = labels
@@ -555,6 +679,8 @@ def _reduced(rec: Recorder, source: Tensor, dims: int | Sequence[int] | None, ou
         dims = [dims]
     gone = {dim % source.ndim for dim in dims} if dims else set(range(source.ndim))
     labels = rec.labels(source)
+    if any(_is_cuttable(labels[axis]) for axis in gone):
+        rec.remark(_SEES_ALL)
     if out.ndim == source.ndim:  # keepdim
         rec.set(out, [None if axis in gone else labels[axis] for axis in range(source.ndim)])
     else:
@@ -570,7 +696,8 @@ def _reduced(rec: Recorder, source: Tensor, dims: int | Sequence[int] | None, ou
     *("new_zeros", "new_ones", "new_full", "new_empty", "empty_strided", "new_empty_strided", "randperm"),
 )
 def _factory(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-    rec.set(out, [np.full(size, ANY) for size in out.shape])
+    given = rec.call.given(out.shape) or [None] * out.ndim
+    rec.set(out, [rec.made(number, size) for number, size in zip(given, out.shape, strict=True)])
 
 
 @_rule("_assert_async", "_assert_tensor_metadata", "_local_scalar_dense", "equal", "is_same_size", "sym_size")

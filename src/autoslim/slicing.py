@@ -55,7 +55,8 @@ def active_attributes(model: nn.Module, space: ChannelSpace, widths: Mapping[str
     try:
         for attribute in space.attributes:
             module = model.get_submodule(attribute.module)
-            before, value = getattr(module, attribute.name), attribute.value(widths)
+            before = getattr(module, attribute.name)
+            value = _like(before, attribute.value(widths))
             if before != value:
                 replaced.append((module, attribute.name, before))
                 setattr(module, attribute.name, value)
@@ -91,8 +92,14 @@ def extract(model: nn.Module, space: ChannelSpace, widths: Mapping[str, int]) ->
 
     subnet = copy_module(model, shorten)
     for attribute in space.attributes:
-        setattr(subnet.get_submodule(attribute.module), attribute.name, attribute.value(widths))
+        module = subnet.get_submodule(attribute.module)
+        setattr(module, attribute.name, _like(getattr(module, attribute.name), attribute.value(widths)))
     return subnet
+
+
+def _like(before: Any, value: Any) -> Any:
+    """The value of an attribute as the list or tuple it was."""
+    return list(value) if isinstance(before, list) else value
 
 
 def copy_module(model: nn.Module, convert: Callable[[str, Tensor], Tensor]) -> nn.Module:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from itertools import chain
 from typing import Any
@@ -224,11 +224,33 @@ class Attribute:
 
 
 @dataclass(frozen=True)
+class Reason:
+    """Why channels cannot be cut: in words, the operator and its module, the user's line, and what would help."""
+
+    text: str
+    operator: str = ""
+    line: str = ""
+    remedy: str = ""
+
+
+@dataclass(frozen=True)
 class Note:
-    """A layer that cannot be slimmed, and why."""
+    """A layer that cannot be slimmed, and why.
+
+    `operator` names the operator at fault and the module it ran in, `line` the line of code that called it, `remedy`
+    what would make the layer slimmable; each may be empty.
+    """
 
     name: str
     reason: str
+    operator: str = ""
+    line: str = ""
+    remedy: str = ""
+
+    @classmethod
+    def of(cls, name: str, reason: Reason) -> Note:
+        """A note on a layer, from the reason met while tracing."""
+        return cls(name, reason.text, reason.operator, reason.line, reason.remedy)
 
 
 @dataclass(frozen=True)
@@ -236,7 +258,8 @@ class ChannelSpace:
     """All channel groups of a model, the tensors they cut, and what could not be slimmed.
 
     `groups` may be given as a mapping or as an iterable of `ChannelGroup`. `parameters` and `buffers` hold the axes of
-    every tensor of the model, under its first name when it is shared.
+    every tensor of the model, under its first name when it is shared. `remarks` says what else a user should know: how
+    the model had to be traced, and where a narrow net computes something that channels set to zero would not.
     """
 
     groups: Mapping[str, ChannelGroup]
@@ -245,6 +268,7 @@ class ChannelSpace:
     operations: tuple[Operation, ...] = field(default=(), repr=False)
     attributes: tuple[Attribute, ...] = field(default=(), repr=False)
     notes: tuple[Note, ...] = ()
+    remarks: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.groups, Mapping):
@@ -302,7 +326,15 @@ class ChannelSpace:
         groups = {name: _binned(group, bins, divisor, min_ratio) for name, group in self.groups.items()}
         return replace(self, groups=groups)
 
-    def frozen(self, names: Mapping[str, str]) -> ChannelSpace:
+    def restricted(self, lowest: Mapping[str, int]) -> ChannelSpace:
+        """The space without the choices of some groups that lie below the widths given."""
+        groups = {
+            name: replace(group, choices=tuple(choice for choice in group.choices if choice >= lowest.get(name, 1)))
+            for name, group in self.groups.items()
+        }
+        return replace(self, groups=groups)
+
+    def frozen(self, names: Mapping[str, Reason]) -> ChannelSpace:
         """The space without the groups in `names`; their layers are noted with the reason given for the group."""
         notes = list(self.notes)
         noted = {note.name for note in notes}
@@ -311,7 +343,7 @@ class ChannelSpace:
             reasons = [names[g] for axis in operation.outputs for g in sorted(axis.groups) if g in names]
             if reasons and operation.name not in noted and operation.kind != "matmul":
                 noted.add(operation.name)
-                notes.append(Note(operation.name, reasons[0]))
+                notes.append(Note.of(operation.name, reasons[0]))
             outputs = tuple(axis.without(names) for axis in operation.outputs)
             operations.append(
                 replace(
@@ -333,6 +365,7 @@ class ChannelSpace:
             operations=tuple(operations),
             attributes=tuple(a for a in attributes if any(axis.groups for axis in a.axes)),
             notes=tuple(notes),
+            remarks=self.remarks,
         )
 
     def to_json(self) -> str:
@@ -361,7 +394,8 @@ class ChannelSpace:
                 {"module": a.module, "name": a.name, "axes": [x.to_list() for x in a.axes], "is_tuple": a.is_tuple}
                 for a in self.attributes
             ],
-            "notes": [{"name": n.name, "reason": n.reason} for n in self.notes],
+            "notes": [asdict(note) for note in self.notes],
+            "remarks": list(self.remarks),
         }
         return json.dumps(record) + "\n"
 
@@ -382,10 +416,17 @@ class ChannelSpace:
             )
             attributes = tuple(Attribute(**{**a, "axes": _axes(a["axes"])}) for a in record["attributes"])
             notes = tuple(Note(**note) for note in record["notes"])
+            remarks = tuple(record.get("remarks", ()))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise SpaceError(f"not a channel space: {type(error).__name__}: {error}") from error
         return cls(
-            {g.name: g for g in groups}, tensors["parameters"], tensors["buffers"], operations, attributes, notes
+            groups={g.name: g for g in groups},
+            parameters=tensors["parameters"],
+            buffers=tensors["buffers"],
+            operations=operations,
+            attributes=attributes,
+            notes=notes,
+            remarks=remarks,
         )
 
 

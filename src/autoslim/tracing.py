@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import math
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -27,12 +28,14 @@ from autoslim.atoms import FIXED, Atoms, Labels, Mismatch, SettledAtoms
 from autoslim.errors import TraceError, nearest
 from autoslim.recorder import RawOperation, Recorder, Unsupported
 from autoslim.rules import find_rule
+from autoslim.sizes import SizeMode, mark_attributes
 from autoslim.slicing import copy_module, extract
-from autoslim.space import Attribute, Axis, ChannelGroup, ChannelSpace, Note, Operation, Widths
+from autoslim.space import Attribute, Axis, ChannelGroup, ChannelSpace, Note, Operation, Reason, Widths
 
 ExampleInput = Tensor | tuple[Any, ...] | Mapping[str, Any]
 
 _OUTPUT = "its output is an output of the network"
+_UNKNOWN = "write the layer with operators that have a rule, or add one (docs/tracing.md)"
 
 
 def trace(model: nn.Module, example_input: ExampleInput, *, fixed: Iterable[str] = ()) -> ChannelSpace:
@@ -54,7 +57,7 @@ def trace(model: nn.Module, example_input: ExampleInput, *, fixed: Iterable[str]
     with _quiet_torch():
         subject = _prepared(model, example_input)
         recorder = _capture_all(subject)
-        space = _proven(subject, _assemble(recorder, model, fixed), recorder.grouped)
+        space = _proven(subject, _assemble(recorder, model, fixed), recorder)
     if not space.groups:
         reasons = (
             "; ".join(f"{note.name}: {note.reason}" for note in space.notes[:3]) or "it has no conv or linear layer"
@@ -112,6 +115,14 @@ class _Subject:
         return copy_module(self.model, lambda name, tensor: tensor.clone())
 
 
+class _OperatorError(Exception):
+    """An operator refused its arguments; carries the labels that entered it."""
+
+    def __init__(self, text: str, labels: Labels) -> None:
+        super().__init__(text)
+        self.labels = labels
+
+
 class _LabelMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own base
     """Runs the rule of each operator after it."""
 
@@ -127,9 +138,14 @@ class _LabelMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
                 result = func.decompose(*args, **kwargs)
             if result is not NotImplemented:
                 return result
-        result = _meta_batch_norm(func, args) or func(*args, **kwargs)
         recorder = self.recorder
         recorder.operator = func.overloadpacket.__name__
+        try:
+            result = _meta_batch_norm(func, args) or func(*args, **kwargs)
+        except Exception as error:
+            seen = [recorder.known(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+            raise _OperatorError(_first_line(error), np.concatenate([*seen, np.array([], dtype=np.int64)])) from error
+        recorder.leave_trail(args)
         unknown = f"the operator {recorder.operator} is not understood"
         try:
             if rule is not None:
@@ -140,7 +156,7 @@ class _LabelMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
         for leaf in tree_leaves((args, kwargs)):
             if isinstance(leaf, Tensor):
                 path = recorder.modules[-1][0] if recorder.modules else ""
-                recorder.pin(leaf, f"{unknown} (in {path or 'the forward of the model'})")
+                recorder.pin(leaf, f"{unknown} (in {path or 'the forward of the model'})", _UNKNOWN)
         return result
 
 
@@ -152,16 +168,20 @@ def _meta_batch_norm(func: Any, args: tuple[Any, ...]) -> tuple[Tensor, Tensor, 
     return torch.empty_like(source), source.new_empty(source.shape[1]), source.new_empty(source.shape[1])
 
 
-def _run(run: _Pass, model: nn.Module, recorder: Recorder) -> None:
+def run_labelled(run: _Pass, model: nn.Module, recorder: Recorder) -> None:
     """One forward pass under the label mode; outputs are pinned."""
     model.train(run.training)
+    sizes: AbstractContextManager[Any] = nullcontext()
+    if not recorder.atoms.is_settled:
+        mark_attributes(model)
+        sizes = SizeMode(recorder.call, recorder.is_labelled)
     handles = []
     for name, module in model.named_modules():
         handles.append(module.register_forward_pre_hook(_pusher(recorder, name)))
         handles.append(module.register_forward_hook(lambda *_: recorder.modules.pop() and None, always_call=True))
     recorder.modules.clear()
     try:
-        with torch.no_grad(), _LabelMode(recorder):
+        with torch.no_grad(), sizes, _LabelMode(recorder):
             output = model(*run.args, **run.kwargs)
         for tensor in _tensors(output):
             recorder.pin(tensor, _OUTPUT)
@@ -181,15 +201,17 @@ def _names(model: nn.Module) -> dict[int, str]:
     return {id(tensor): name for name, tensor in (*model.named_parameters(), *model.named_buffers())}
 
 
-def _capture(subject: _Subject, keep_groups: Iterable[str]) -> Recorder:
+def _capture(subject: _Subject, keep_groups: Iterable[str], renumbers: bool) -> Recorder:
     """Labels after a pass in evaluation mode and, if the model runs there, one in training mode."""
-    recorder = Recorder(Atoms(), {}, dict.fromkeys(keep_groups, True))
+    recorder = Recorder(Atoms(), {}, grouped=dict.fromkeys(keep_groups, True), renumbers=renumbers)
     for run in subject.passes:
         model = subject.fresh()
         recorder.names = _names(model)
-        counted = list(recorder.operations)
-        _run(run, model, recorder)
+        counted, evaluated = list(recorder.operations), list(recorder.trail)
+        recorder.trail.clear()
+        run_labelled(run, model, recorder)
         if run.training:  # costs are those of evaluation
+            recorder.trains_alike = recorder.trail == evaluated
             recorder.operations, extra = counted, recorder.operations[len(counted) :]
             seen = {operation.weight for operation in counted}
             recorder.operations += [
@@ -201,20 +223,50 @@ def _capture(subject: _Subject, keep_groups: Iterable[str]) -> Recorder:
 
 
 def _capture_all(subject: _Subject) -> Recorder:
+    """Capture, in the stricter sense of splitting first: parts are numbered anew only where that makes more cuttable."""
+    recorder = _capture_groups(subject, renumbers=False)
+    if recorder.could_renumber and _cuttable_share(recorder) < _ENOUGH:
+        other = _capture_groups(subject, renumbers=True)
+        if _cuttable_share(other) > _cuttable_share(recorder):
+            return other
+    return recorder
+
+
+def _capture_groups(subject: _Subject, *, renumbers: bool) -> Recorder:
     """Capture; grouped convolutions of which no whole group can be cut are tried again with equal ranks per group."""
     keep_groups: set[str] = set()
     while True:
-        recorder = _capture(subject, keep_groups)
+        recorder = _capture(subject, keep_groups, renumbers)
         pinned = recorder.atoms.pinned()
-        stuck = set()
-        for operation in recorder.operations:
-            if operation.weight in recorder.grouped and operation.incoming > 1 and operation.produced is not None:
-                roots = set(recorder.atoms.find(operation.produced).tolist()) - set(pinned) - {FIXED}
-                if len(roots) < 2:
-                    stuck.add(operation.weight)
+        stuck = {
+            operation.weight
+            for operation in recorder.operations
+            if operation.weight in recorder.grouped
+            and operation.incoming > 1
+            and operation.produced is not None
+            and _free_classes(recorder, operation.produced, pinned) < 2
+        }
         if stuck <= keep_groups:
             return recorder
         keep_groups |= stuck
+
+
+_ENOUGH = 0.95  # share of the multiply-accumulates whose output channels can be cut
+
+
+def _cuttable_share(recorder: Recorder) -> float:
+    pinned = recorder.atoms.pinned()
+    cuttable, total = 0, 0
+    for operation in recorder.operations:
+        if operation.produced is not None:
+            macs = operation.scale * math.prod(len(factor) for factor in operation.factors)
+            total += macs
+            cuttable += macs if _free_classes(recorder, operation.produced, pinned) > 1 else 0
+    return cuttable / max(total, 1)
+
+
+def _free_classes(recorder: Recorder, labels: Labels, pinned: Mapping[int, Reason]) -> int:
+    return len(set(recorder.atoms.find(labels).tolist()) - pinned.keys() - {FIXED})
 
 
 def _prepared(model: nn.Module, example_input: ExampleInput) -> _Subject:
@@ -285,7 +337,7 @@ class _Classes:
         for operation in producers:
             if fixed_layers(operation.name):
                 for root in self.roots(operation.produced):
-                    self.reasons.setdefault(root, "fixed by the user")
+                    self.reasons.setdefault(root, Reason("fixed by the user", remedy="take it out of `fixed`"))
         self._leader: dict[int, int] = {}
         for operation in producers:
             free = [root for root in dict.fromkeys(self.roots(operation.produced)) if self._is_free(root)]
@@ -329,7 +381,7 @@ class _Classes:
                 names.setdefault(leader, operation.name)
         for leader, sizes in members.items():
             if len(sizes) == 1:
-                self.reasons.setdefault(next(iter(sizes)), "all of its channels are tied to each other")
+                self.reasons.setdefault(next(iter(sizes)), Reason("all of its channels are tied to each other"))
                 continue
             name, copies = names[leader], 2
             while name in self.groups:
@@ -355,7 +407,7 @@ def _assemble(recorder: Recorder, model: nn.Module, fixed: Sequence[str]) -> Cha
         for kind, named in (("parameters", model.named_parameters()), ("buffers", model.named_buffers()))
     }
     operations: list[Operation] = []
-    notes: dict[str, str] = {}
+    notes: dict[str, Reason] = {}
     for op in recorder.operations:
         axes = {id(labels): classes.axis(labels, len(labels)) for labels in (*op.factors, *op.outputs)}
         produced = None if op.produced is None else classes.axis(op.produced, len(op.produced))
@@ -373,11 +425,11 @@ def _assemble(recorder: Recorder, model: nn.Module, fixed: Sequence[str]) -> Cha
         if produced is not None and not produced.groups:
             reasons = [classes.reasons[root] for root in classes.roots(op.produced) if root in classes.reasons]
             alone = "it has a single output channel" if produced.size == 1 else "its input channels stay as they are"
-            notes.setdefault(op.name, reasons[0] if reasons else alone)
+            notes.setdefault(op.name, reasons[0] if reasons else Reason(alone))
     for name, _ in model.named_parameters():
         if name not in recorder.used:
             layer = name.rpartition(".")[0] or name
-            notes.setdefault(layer, "it is not used in the forward pass")
+            notes.setdefault(layer, Reason("it is not used in the forward pass"))
     attributes = []
     for (path, attribute), (labels, is_tuple) in recorder.attributes.items():
         axes_of = tuple(classes.axis(entry, len(entry)) for entry in labels)
@@ -389,25 +441,29 @@ def _assemble(recorder: Recorder, model: nn.Module, fixed: Sequence[str]) -> Cha
         buffers=tensors["buffers"],
         operations=tuple(op for op in operations if op.scale),
         attributes=tuple(attributes),
-        notes=tuple(Note(name, reason) for name, reason in notes.items()),
+        notes=tuple(Note.of(name, reason) for name, reason in notes.items()),
+        remarks=tuple(recorder.remarks),
     )
-    return _never_empty(space)
+    return _never_empty(space, [(classes.axis(labels, len(labels)), least) for labels, least in recorder.needs])
 
 
-def _never_empty(space: ChannelSpace) -> ChannelSpace:
-    """Without the choices that would leave some tensor with no channel at all along an axis."""
-    lowest = dict.fromkeys(space.groups, 1)
+def _never_empty(space: ChannelSpace, needs: Iterable[tuple[Axis, int]]) -> ChannelSpace:
+    """Without the choices that would leave too few channels along an axis: none at all, or less than an operator needs.
+
+    An axis cut by several groups is left to the others.
+    """
+    lowest = {name: group.choices[0] for name, group in space.groups.items()}
     axes = {axis for axes in (*space.parameters.values(), *space.buffers.values()) for axis in axes}
-    for axis in axes:
-        names = axis.groups
-        if len(names) == 1 and all(span.group is not None for span in axis.spans):
-            (name,) = names
-            lowest[name] = max(lowest[name], 1 + min(span.start for span in axis.spans))
+    for axis, least in (*((axis, 1) for axis in axes), *needs):
+        if len(axis.groups) == 1:
+            (name,) = axis.groups
+            enough = [width for width in space.groups[name].choices if axis.kept({name: width}) >= least]
+            lowest[name] = max(lowest[name], enough[0])
     groups = {
         name: dataclasses.replace(group, choices=tuple(c for c in group.choices if c >= lowest[name]))
         for name, group in space.groups.items()
     }
-    single = {name: "all of its channels are needed" for name, group in groups.items() if not group.is_slimmable}
+    single = {name: Reason("all of its channels are needed") for name, group in groups.items() if not group.is_slimmable}
     return dataclasses.replace(space, groups=groups).frozen(single)
 
 
@@ -427,11 +483,20 @@ def _check_globs(model: nn.Module, fixed: Sequence[str]) -> None:
 # --- proof -------------------------------------------------------------------------------------------------------
 
 
-def _proven(subject: _Subject, space: ChannelSpace, grouped: dict[str, bool]) -> ChannelSpace:
+@dataclass(frozen=True)
+class _Failure:
+    """Why a cut net does not run, or does not line up with its labels, and the groups that were met there."""
+
+    text: str
+    groups: tuple[str, ...]
+    is_mismatch: bool
+
+
+def _proven(subject: _Subject, space: ChannelSpace, found: Recorder) -> ChannelSpace:
     """Freeze, with the reason, each group whose cut does not run or does not line up."""
 
-    def failure(widths: Widths) -> str | None:
-        return _failure(subject, space, widths, grouped)
+    def failure(widths: Widths) -> _Failure | None:
+        return _failure(subject, space, widths, found)
 
     rng = random.Random(0)
     draws: list[Callable[[ChannelSpace], Widths]] = [
@@ -441,19 +506,54 @@ def _proven(subject: _Subject, space: ChannelSpace, grouped: dict[str, bool]) ->
     for draw in draws:
         while space.groups:
             widths = draw(space)
-            if failure(widths) is None:
+            failed = failure(widths)
+            if failed is None:
                 break
             unstable = failure(space.full())
             if unstable:
-                raise TraceError(f"{type(subject.model).__name__} does something else at each forward pass: {unstable}")
-            name, reason = _guilty(space, widths, failure)
-            space = space.frozen({name: f"the network does not run when it is cut: {reason}"})
+                raise TraceError(
+                    f"{type(subject.model).__name__} does something else at each forward pass: {unstable.text}"
+                )
+            guilty = _guilty(space, widths, failed, failure)
+            for name, reason in guilty.items():
+                least = _least(space, name, reason, failure)
+                if least is None:
+                    text = f"the network does not run when it is cut: {reason.text}"
+                    space = space.frozen({name: Reason(text)})
+                else:
+                    space = space.restricted({name: least})
     return space
 
 
-def _guilty(space: ChannelSpace, widths: Widths, failure: Callable[[Widths], str | None]) -> tuple[str, str]:
-    """Bisect for the first group whose cut makes the net fail when those before it are cut as well; and the failure."""
-    names, full = list(space.groups), space.full()
+def _least(
+    space: ChannelSpace, name: str, reason: _Failure, failure: Callable[[Widths], _Failure | None]
+) -> int | None:
+    """The smallest width from which a group can be cut after all; None if no width in the middle works either."""
+    choices = space.groups[name].choices
+    full = space.full()
+    low, high = 0, (len(choices) - 1) // 2
+    if reason.is_mismatch or high == 0 or failure(full.replaced(name, choices[high])):
+        return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if failure(full.replaced(name, choices[middle])) else (low, middle)
+    return choices[high]
+
+
+def _guilty(
+    space: ChannelSpace, widths: Widths, failed: _Failure, failure: Callable[[Widths], _Failure | None]
+) -> dict[str, _Failure]:
+    """Groups whose cut makes the net fail, with the failure.
+
+    First those met where it failed, each cut alone; if it is none of them, bisect for the first group whose cut makes
+    the net fail when those before it are cut as well.
+    """
+    full = space.full()
+    alone = {name: failure(full.replaced(name, widths[name])) for name in failed.groups}
+    found = {name: reason for name, reason in alone.items() if reason}
+    if found:
+        return found
+    names = list(space.groups)
 
     def first_cut(count: int) -> Widths:
         return Widths((name, widths[name] if index < count else full[name]) for index, name in enumerate(names))
@@ -462,20 +562,23 @@ def _guilty(space: ChannelSpace, widths: Widths, failure: Callable[[Widths], str
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if failure(first_cut(middle)) is None else (low, middle)
-    return names[high - 1], failure(first_cut(high)) or "at times"
+    return {names[high - 1]: failure(first_cut(high)) or failed}
 
 
-def _failure(subject: _Subject, space: ChannelSpace, widths: Widths, grouped: dict[str, bool]) -> str | None:
+def _failure(subject: _Subject, space: ChannelSpace, widths: Widths, found: Recorder) -> _Failure | None:
     """Why the cut net does not run, or does not line up with its labels; None if all is well."""
     numbers, total = {}, 0
     for name, group in space.groups.items():
         numbers[name] = total
         total += group.size
 
+    def group_of(number: int) -> str:
+        return max((n for n in numbers if numbers[n] <= number), key=lambda n: numbers[n])
+
     def describe(number: int) -> str:
         if number < 0:
             return "a channel that stays"
-        name = max((n for n in numbers if numbers[n] <= number), key=lambda n: numbers[n])
+        name = group_of(number)
         return f"channel {number - numbers[name]} of {name!r}"
 
     presets: dict[str, list[Labels | None]] = {
@@ -483,16 +586,22 @@ def _failure(subject: _Subject, space: ChannelSpace, widths: Widths, grouped: di
         for name, axes in (*space.parameters.items(), *space.buffers.items())
     }
     for run in subject.passes:
+        if run.training and found.trains_alike:
+            continue
         net = extract(subject.model, space, widths)
-        recorder = Recorder(SettledAtoms(describe), _names(net), dict(grouped), presets)
+        recorder = Recorder(
+            SettledAtoms(describe), _names(net), grouped=dict(found.grouped), renumbers=found.renumbers, axes=presets
+        )
         try:
-            _run(run, net, recorder)
-        except Mismatch as error:
-            return str(error)
+            run_labelled(run, net, recorder)
+        except (Mismatch, _OperatorError) as error:
+            groups = tuple(dict.fromkeys(group_of(label) for label in error.labels.tolist() if label >= 0))
+            text = str(error) if isinstance(error, Mismatch) else f"{error} ({recorder.where})"
+            return _Failure(text, groups, isinstance(error, Mismatch))
         except Exception as error:
             path = recorder.modules[-1][0] if recorder.modules else ""
             mode = ", training mode" if run.training else ""
-            return f"{_first_line(error)} (in {path or 'the forward of the model'}{mode})"
+            return _Failure(f"{_first_line(error)} (in {path or 'the forward of the model'}{mode})", (), False)
     return None
 
 
