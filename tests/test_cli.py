@@ -39,7 +39,8 @@ def test_inspect_prints_what_the_readme_promises(capsys: pytest.CaptureFixture[s
     assert facts["macs"] == 300_774_272
     assert facts["params"] == 3_504_872
     assert facts["smallest"]["macs"] < 0.1 * facts["macs"]
-    assert facts["frozen"] == [{"name": "classifier.1", "reason": "its output is an output of the network"}]
+    assert [note["name"] for note in facts["frozen"]] == ["classifier.1"]
+    assert facts["frozen"][0]["reason"] == "its output is an output of the network"
     assert 0.99 < facts["slimmable_macs"] < 1
 
 
@@ -64,7 +65,7 @@ def test_inspect_reads_a_configuration(capsys: pytest.CaptureFixture[str], in_tm
     config.write_text(f"model: {NET}\nmodel_args: {{classes: 10}}\nspace: {{divisor: 2, fixed: [stem]}}\n")
     assert main(["inspect", str(config), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
-    assert {"name": "stem.0", "reason": "fixed by the user"} in facts["frozen"]
+    assert ("stem.0", "fixed by the user") in [(note["name"], note["reason"]) for note in facts["frozen"]]
     assert [budget["budget"] for budget in facts["budgets"]] == ["50%", "25%"]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import random
 from collections.abc import Iterator, Mapping
@@ -13,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 import nets
+import user_nets  # noqa: F401  # registers its nets
 from autoslim import (
     ChannelSpace,
     MacCost,
@@ -30,9 +29,9 @@ from autoslim import (
     trace,
     zoo,
 )
-from autoslim.slicing import cut
+from autoslim.slicing import copy_module, cut
 from autoslim.space import Axis
-from autoslim.tracing import split_input
+from autoslim.tracing import split_input, tensors_in
 
 TORCHVISION = (
     *("resnet50", "mobilenet_v2", "mobilenet_v3_large", "mnasnet1_0", "shufflenet_v2_x1_0", "densenet121", "vgg11_bn"),
@@ -41,6 +40,7 @@ TORCHVISION = (
 OURS = ("mobilenet_v1", "mobilenet_v2", "mnasnet", "shufflenet_v1", "shufflenet_v2", "resnet50", "resnet20")
 EVERY = [*nets.MENAGERIE, *(f"autoslim:{name}" for name in OURS), *(f"torchvision:{name}" for name in TORCHVISION)]
 NOT_ZEROABLE = {*nets.MENAGERIE} - nets.ZEROABLE | {"torchvision:convnext_tiny"}
+NOT_ZEROABLE |= {"torchvision:shufflenet_v2_x1_0", "autoslim:shufflenet_v1", "autoslim:shufflenet_v2"}
 
 
 def make(name: str) -> nets.Case:
@@ -72,7 +72,7 @@ def some_widths(space: ChannelSpace, count: int = 2) -> Iterator[Widths]:
 def call(net: Any, inputs: Any) -> list[Tensor]:
     args, kwargs = split_input(inputs)
     torch.manual_seed(11)  # for dropout in training mode
-    return [leaf for leaf in tree_leaves(net(*args, **kwargs)) if isinstance(leaf, Tensor)]
+    return list(tensors_in(net(*args, **kwargs)))
 
 
 def difference(one: list[Tensor], other: list[Tensor]) -> float:
@@ -84,25 +84,24 @@ def difference(one: list[Tensor], other: list[Tensor]) -> float:
 
 
 def zeroed(net: nn.Module, space: ChannelSpace, widths: Mapping[str, int]) -> nn.Module:
-    """The full net with the parameters of the dropped channels set to zero, along their first axis."""
-    full = copy.deepcopy(net)
-    parameters = dict(full.named_parameters())
-    with torch.no_grad():
-        for name, axes in space.parameters.items():
-            transposed = _is_transposed(full, name)
-            axis = 1 if transposed and len(axes) > 1 and axes[1].groups else 0
-            if axes and axes[axis].groups:
-                dropped = torch.ones(axes[axis].size, dtype=torch.bool)
-                dropped[list(axes[axis].positions(widths))] = False
-                parameters[name].movedim(axis, 0)[dropped] = 0
-    return full
+    """The full net with every weight that the subnet leaves out set to zero."""
+
+    def convert(name: str, tensor: Tensor) -> Tensor:
+        tensor = tensor.clone()
+        for dim, axis in enumerate(space.parameters.get(name, ())):
+            if axis.groups:
+                dropped = torch.ones(axis.size, dtype=torch.bool)
+                dropped[list(axis.positions(widths))] = False
+                tensor.movedim(dim, 0)[dropped] = 0
+        return tensor
+
+    return copy_module(net, convert)
 
 
-def _is_transposed(net: nn.Module, name: str) -> bool:
-    """Does the parameter hold its output channels along axis 1?"""
-    owner = net.get_submodule(name.rpartition(".")[0])
-    functional = isinstance(net, nets.Function) and name == "second"
-    return functional or isinstance(owner, nn.modules.conv._ConvTransposeNd)
+# nets that compute with functions, where no hook sees what comes out, and one in which torch counts no product by one
+NO_MODULES = {"functional", "embedding_shared_with_the_output", "multihead_attention", "blur_from_a_buffer"}
+NO_MODULES |= {"parameters_in_a_list", "einsum_of_axes", "weight_standardised", "recurrent"}
+NOT_COUNTED = {"einsum_of_axes"}
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -127,14 +126,15 @@ def test_a_subnet_is_the_extracted_net_and_costs_what_is_said(name: str) -> None
         assert difference(actual, expected) < 1e-9
         assert difference(call(lambda *a, w=widths, **k: supernet(a if a else k, w), inputs), expected) < 1e-9
         if name not in NOT_ZEROABLE:
+            assert not space.mixing
             assert difference(call(zeroed(net, space, widths), inputs), expected) < 1e-9
         outputs: list[int] = []
         # torch's counter does not know the fused attention of the CPU
         with FlopCounterMode(display=False) as counter, _Counting(subnet, outputs), sdpa_kernel(SDPBackend.MATH):
             call(subnet, inputs)
-        assert macs(widths) == counter.get_total_flops() / 2
+        assert macs(widths) == counter.get_total_flops() / 2 or name in NOT_COUNTED
         assert params(widths) == sum(p.numel() for p in subnet.parameters())
-        if name not in ("functional", "embedding_shared_with_the_output", "multihead_attention"):  # no modules to hook
+        if name not in NO_MODULES:
             assert memory(widths) == params(widths) + sum(outputs)
     assert all(torch.equal(a, b) for a, b in zip(call(net, inputs), plain, strict=True))
 
@@ -163,6 +163,7 @@ def test_gradients_are_those_of_the_extracted_net_and_stay_in_the_active_slice(n
     net, inputs = make(name)
     space = trace(net, inputs)
     widths = space.sample(random.Random(2))
+    widths = space.smallest() if widths == space.full() else widths  # the widest net updates statistics, as it should
     subnet = extract(net, space, widths)
     buffers = {key: tensor.clone() for key, tensor in net.named_buffers()}
     supernet = Supernet(net, space)

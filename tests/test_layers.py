@@ -17,7 +17,7 @@ LAYERS = [
     ["_version", "errors", "progress", "files"],
     ["space", "recipe"],
     ["cost", "slim", "report"],
-    ["atoms", "slicing"],
+    ["atoms", "sizes", "slicing"],
     ["recorder", "rules", "tracing"],
     ["supernet", "calibrate", "judge", "latency"],
     ["importing", "zoo", "models", "data", "train", "export"],

@@ -39,7 +39,7 @@ def reasons(space: ChannelSpace) -> dict[str, str]:
         ("control_flow", {"stem.0": 8, "layers.0.0": 8, "layers.1.0": 8}),
         ("several_inputs", {"left.0": 8, "right.0": 6, "head.0.0": 8}),
         ("embedding_shared_with_the_output", {"one": 12, "two": 8}),
-        ("partial_sum", {"main.0": 4}),  # the channels beside the shortcut
+        ("partial_sum", {"stem.0": 6, "main.0": 4}),  # with the shortcut, and beside it
     ],
 )
 def test_groups(name: str, expected: dict[str, int]) -> None:
@@ -75,8 +75,8 @@ def test_tracing_takes_less_than_three_seconds(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "layer", "expected"),
     [
-        ("hard_coded_view", "mixed.0", "does not run when it is cut"),
-        ("stored_split", "mixed.0", "split into parts of sizes that cannot follow"),
+        ("hard_coded_view", "mixed.0", "view in the model's forward has the constant size 4"),
+        ("stored_split", "mixed.0", "split_with_sizes in the model's forward has a constant size"),
         ("unknown_operator", "mixed.0", "the operator cummax is not understood"),
         ("written_in_place", "main.0", "written in place"),
         ("plain", "5", "output of the network"),

@@ -29,12 +29,18 @@ class DataConfig(_Strict):
 
 
 class SpaceConfig(_Strict):
-    """Which widths may be chosen, and which layers (globs) are left alone."""
+    """Which widths may be chosen, which layers (globs) are left alone, and what tracing cannot see (see `trace`)."""
 
     bins: Annotated[int, Field(ge=1)] = 12
     divisor: Annotated[int, Field(ge=1)] = 8
     min_ratio: Annotated[float, Field(gt=0, le=1)] = 1 / 6
     fixed: tuple[str, ...] = ()
+    tie: tuple[tuple[str, ...], ...] = ()
+    free: tuple[str, ...] = ()
+
+    def wishes(self) -> dict[str, Any]:
+        """What `trace` is told about layers."""
+        return {"fixed": self.fixed, "tie": self.tie, "free": self.free}
 
 
 class SlimConfig(_Strict):

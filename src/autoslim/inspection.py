@@ -29,7 +29,7 @@ def inspect_model(
         data = load_data(config.data.source, image_size=config.data.image_size, skip_broken=config.data.skip_broken)
         shape = (1, *data.image_shape)
     model = build_model(config.model, config.model_args)
-    every = trace(model, torch.zeros(shape or _USUAL_SHAPE), fixed=config.space.fixed)
+    every = trace(model, torch.zeros(shape or _USUAL_SHAPE), **config.space.wishes())
     space = every.with_choices(config.space.bins, config.space.divisor, config.space.min_ratio)
     full, smallest = (
         {name: int(make(space)(widths)) for name, make in COSTS.items()} for widths in (space.full(), space.smallest())

@@ -86,7 +86,7 @@ def _timm(name: str) -> Callable[..., Any]:
     try:
         import timm
     except ImportError:
-        raise ConfigError("timm is not installed: pip install timm") from None
+        raise ConfigError("timm is not installed: pip install 'autoslim[timm]'") from None
     if not timm.is_model(name):
         raise ConfigError(f"no network timm:{name}; {nearest(name, timm.list_models())}")
     return lambda **arguments: timm.create_model(name, pretrained=False, **arguments)

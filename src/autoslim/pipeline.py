@@ -125,7 +125,7 @@ def prepare(run: Run, progress: Progress) -> Job:
     data = _load(config, progress)
     model = fresh_model(config)
     example = torch.zeros(1, *data.image_shape)
-    every = trace(model, example, fixed=config.space.fixed)
+    every = trace(model, example, **config.space.wishes())
     _check_output(config, model, example, data)
     space = every.with_choices(config.space.bins, config.space.divisor, config.space.min_ratio)
     costs = {name: make(space) for name, make in COSTS.items()}

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from autoslim.atoms import ANY, FIXED, Atoms, Labels
@@ -46,13 +48,17 @@ class Recorder:
     """Filled by the rules in `rules.py`. `presets`: labels of parameters and buffers that are final (the proof)."""
 
     atoms: Atoms
-    names: Mapping[int, str]  # id of a parameter or buffer -> its name
+    names: Mapping[int, str] = field(default_factory=dict)  # id of a parameter or buffer -> its name
+    held: list[Tensor] = field(default_factory=list)  # those, so that no other tensor gets the id of one let go of
     # weights of grouped convolutions: True if all groups keep the same ranks, False if whole groups are cut
     grouped: dict[str, bool] = field(default_factory=dict)
     # where channels are split into equal parts: may they change their places, rather than be tied across the parts?
     renumbers: bool = False
     could_renumber: bool = False
-    remarks: dict[str, None] = field(default_factory=dict)  # in the order met
+    mixing: dict[str, None] = field(default_factory=dict)  # operators that see all channels at once, in the order met
+    is_free: Callable[[str], bool] = lambda name: False  # layers whose channels pass through what has no rule
+    freed: list[Labels] = field(default_factory=list)
+    passed: set[str] = field(default_factory=set)  # where they did
     call: Call = field(default_factory=Call)
     needs: list[tuple[Labels, int]] = field(default_factory=list)  # so many of these must be kept
     trail: list[tuple[str, str]] = field(default_factory=list)  # operators that saw channels, and their modules
@@ -66,6 +72,12 @@ class Recorder:
     _labels: WeakTensorKeyDictionary = field(default_factory=WeakTensorKeyDictionary)
     _origins: WeakTensorKeyDictionary = field(default_factory=WeakTensorKeyDictionary)
 
+    def begin(self, model: nn.Module) -> None:
+        """Know the parameters and buffers of a model that is run next."""
+        named = [*model.named_parameters(), *model.named_buffers()]
+        self.names = {id(tensor): name for name, tensor in named}
+        self.held = [tensor for _, tensor in named]
+
     # --- where we are ---
 
     @property
@@ -78,9 +90,9 @@ class Recorder:
         """Why something cannot be cut, with the place."""
         return Reason(text or f"{self.where} cannot follow the widths", self.where, _line_of_the_user(), remedy)
 
-    def remark(self, text: str) -> None:
-        """Something a user should know about the operator being run."""
-        self.remarks.setdefault(f"{self.where}: {text}")
+    def mixes(self, text: str = "each result depends on all channels") -> None:
+        """Cutting channels is not the same as setting them to zero, for the operator being run."""
+        self.mixing.setdefault(f"{self.where}: {text}")
 
     # --- labels of tensors ---
 
@@ -176,9 +188,7 @@ class Recorder:
 
     def merge(self, left: Labels, right: Labels) -> Labels:
         """Tie two vectors of labels position by position."""
-        return self.atoms.merge(
-            left, right, lambda: self.reason(f"it is tied to channels that stay by {self.where}")
-        )
+        return self.atoms.merge(left, right, lambda: self.reason(f"it is tied to channels that stay by {self.where}"))
 
     def tie_labels(self, end: End, labels: Labels) -> Labels:
         """Tie an axis to labels. The unborn axis of a parameter adopts them: no merging is needed."""
@@ -221,6 +231,17 @@ class Recorder:
     def pin(self, tensor: Tensor, text: str, remedy: str = "") -> None:
         """Nothing of this tensor can ever be cut."""
         self.pin_axes(tensor, range(tensor.ndim), text, remedy)
+
+    def passes_freely(self, *arguments: Any) -> bool:
+        """May channels pass through an operator without a rule, since the user said so of the layers they come from?"""
+        if self.atoms.is_settled:
+            return self.where in self.passed
+        seen = [self.known(leaf) for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor)]
+        entering = {root for labels in seen for root in self.atoms.find(labels).tolist() if root >= 0}
+        if not entering or not entering <= {root for labels in self.freed for root in self.atoms.find(labels).tolist()}:
+            return False
+        self.passed.add(self.where)
+        return True
 
     # --- sizes that follow ---
 
@@ -278,7 +299,7 @@ class Recorder:
         if share is not None:
             self.could_renumber = True
             if self.renumbers:
-                self.remark("channels change their places when some are cut; weights are shared by place")
+                self.mixes("channels change their places when some are cut")
                 return [share] * count
         for part in parts[1:]:
             self.merge(parts[0], part)
@@ -373,6 +394,8 @@ class Recorder:
         name = path or source.removesuffix(".weight") or self.operator
         if groups > 1:
             self.grouped.setdefault(source, False)
+        if produced is not None and self.is_free(name):
+            self.freed.append(produced)
         incoming = weight.shape[1] if weight is not None else 0
         self.operations.append(
             RawOperation(name, kind, scale, follows, output_scale, output_follows, produced, source, incoming)

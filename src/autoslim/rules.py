@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
-from autoslim.atoms import ANY, FIXED, Labels
+from autoslim.atoms import ANY, FIXED, Labels, Mismatch
 from autoslim.recorder import Recorder, Unsupported
 from autoslim.sizes import Size
 
@@ -50,9 +50,33 @@ _CONSTANT_SIZE = "write -1 or a size taken from a tensor's shape, or keep the si
 
 @_rule(
     *("permute", "transpose", "t", "numpy_T", "movedim", "unsqueeze", "squeeze", "flip", "roll", "rot90", "swapaxes"),
-    *("repeat_interleave", "unfold", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle"),
+    *("repeat_interleave", "unfold", "pixel_unshuffle"),
 )
 def _layout(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    _laid_out(rec, func, args, kwargs, out, None)
+
+
+@_rule("pixel_shuffle")
+def _pixel_shuffle(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    source, factor = args[:2]
+    after = list(rec.labels(source))
+    labels = after[source.ndim - 3]
+    if labels is not None:  # all that becomes one channel lives or dies together
+        first, *others = labels.reshape(-1, factor * factor).T
+        for other in others:
+            first = rec.merge(first, other)
+        after[source.ndim - 3] = first
+    after[source.ndim - 2 :] = [None, None]
+    rec.set(out, after)
+
+
+@_rule("channel_shuffle", "native_channel_shuffle")
+def _channel_shuffle(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    labels = rec.labels(args[0])[1]
+    if labels is not None:
+        first, *others = np.split(labels, args[1])  # what a view into groups does
+        for other in others:
+            rec.merge(first, other)
     _laid_out(rec, func, args, kwargs, out, None)
 
 
@@ -116,6 +140,8 @@ def _varying_axis(rec: Recorder, plane: Tensor, given: list[int | None] | None) 
     Labels that vary along several axes (a channel axis broken apart by a view) are tied, so that they vary along the
     longest of them only whose size may follow: all parts then keep the same ranks.
     """
+    if plane.numel() == 0:
+        return None
     for dim in range(plane.ndim):  # what does not vary is shrunk to one position
         if plane.shape[dim] > 1 and plane.stride(dim) == 0:
             plane = plane.narrow(dim, 0, 1)
@@ -173,15 +199,12 @@ def _same(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any
 def _along(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     (dim,) = _bind(func, args, kwargs, "dim")
     if args[0].ndim and _is_cuttable(rec.labels(args[0])[dim % args[0].ndim]):
-        rec.remark(_SEES_ALL)
+        rec.mixes()
     _same(rec, func, args, kwargs, out)
 
 
-_SEES_ALL = "each result depends on all channels, so cutting some is not the same as setting them to zero"
-
-
 def _is_cuttable(labels: Labels | None) -> bool:
-    return labels is not None and bool((labels >= 0).any())
+    return False if labels is None else bool((labels >= 0).any())
 
 
 @_rule("as_strided")
@@ -288,7 +311,8 @@ def _split(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, An
 
 
 def _has_sizes(func: Any) -> bool:
-    return func.overloadpacket.__name__.startswith("split_with_sizes")
+    name: str = func.overloadpacket.__name__
+    return name.startswith("split_with_sizes")
 
 
 def _parted(rec: Recorder, func: Any, asked: Any, labels: Labels, sizes: Sequence[int]) -> list[Labels]:
@@ -316,9 +340,7 @@ def _parted(rec: Recorder, func: Any, asked: Any, labels: Labels, sizes: Sequenc
 
 def _chunks_follow(sizes: Sequence[int]) -> bool:
     """Does `chunk` find the parts again when each keeps the same number of channels, as far as it has them?"""
-    return all(
-        -(-sum(min(size, kept) for size in sizes) // len(sizes)) == kept for kept in range(1, max(sizes) + 1)
-    )
+    return all(-(-sum(min(size, kept) for size in sizes) // len(sizes)) == kept for kept in range(1, max(sizes) + 1))
 
 
 @_rule("cat", "concat", "concatenate")
@@ -426,7 +448,7 @@ def _convolution(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[s
         if 2 * padding == dilation * (weight.shape[2 + index] - 1) and stride == 1:
             after[axis] = rec.labels(source)[axis]  # a convolution over channels, as in efficient channel attention
             if _is_cuttable(after[axis]) and weight.shape[2 + index] > 1:
-                rec.remark(_SEES_ALL)
+                rec.mixes()
         else:
             rec.pin_axes(source, [axis])
     in_axis, out_axis = (0, 1) if transposed else (1, 0)
@@ -489,19 +511,20 @@ def _grouped(
     return incoming, outgoing
 
 
-@_rule("mm", "addmm", "bmm", "baddbmm", "_addmm_activation", "mv", "addmv", "dot")
+@_rule("mm", "addmm", "bmm", "baddbmm", "_addmm_activation")
 def _matmul(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     left, right = [a for a in args if isinstance(a, Tensor)][-2:]
     bias = args[0] if len([a for a in args if isinstance(a, Tensor)]) == 3 else None
-    if left.ndim < 2 or right.ndim < 2:
-        raise Unsupported("a product with a vector")
     inner = rec.tie([(left, left.ndim - 1), (right, right.ndim - 2)])
     weight = next((t for t in (right, left) if rec.is_weight(t)), None)
-    is_linear = weight is not None and out.ndim == 2
+    if rec.call.name == "scaled_dot_product_attention" and inner is not None and _is_cuttable(inner):
+        rec.mixes("its scale follows from the width of a head")
+    # a stack of one matrix comes from `einsum`
+    is_linear = weight is not None and (out.ndim == 2 or (weight is right and weight.shape[0] == 1))
     rows, columns = rec.labels(left)[-2], rec.labels(right)[-1]
     outgoing = None
     if is_linear:
-        outgoing = columns = rec.birth(weight, 1) if weight is right else columns
+        outgoing = columns = rec.birth(weight, weight.ndim - 1) if weight is right else columns
         if weight is left:
             outgoing = rows = rec.birth(left, 0)
     after = [rows, columns]
@@ -530,7 +553,8 @@ def _matmul(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, A
 def _attention(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     query, key, value = args[:3]
     result = out[0] if isinstance(out, (tuple, list)) else out
-    rec.tie([(query, query.ndim - 1), (key, key.ndim - 1)])
+    if _is_cuttable(rec.tie([(query, query.ndim - 1), (key, key.ndim - 1)])):
+        rec.mixes("its scale follows from the width of a head")
     rec.tie([(key, key.ndim - 2), (value, value.ndim - 2)])
     after = [rec.tie([(t, axis) for t in (query, key, value)]) for axis in range(query.ndim - 2)]
     rec.set(result, [*after, rec.labels(query)[-2], rec.labels(value)[-1]])
@@ -538,6 +562,30 @@ def _attention(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str
     tokens, keys = (query, query.ndim - 2), (key, key.ndim - 2)
     for depth in ((query, query.ndim - 1), (value, value.ndim - 1)):
         rec.operation("matmul", None, (*batch, tokens, keys, depth), (*batch, tokens, depth), None, 1)
+
+
+@_rule("mv", "dot", "vdot")
+def _vectors(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    left, right = args[:2]
+    rec.tie([(left, left.ndim - 1), (right, 0)])
+    rec.inherit(left, out)
+    rec.set(out, rec.labels(left)[:-1])
+    if any(_is_cuttable(labels) for labels in rec.labels(left)):
+        rec.mixes()
+
+
+@_rule("_weight_norm_interface", "_weight_norm")
+def _weight_norm(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    direction, length = args[:2]
+    result, *norms = out if isinstance(out, (tuple, list)) else [out]
+    after = list(rec.labels(direction))
+    for axis, size in enumerate(length.shape):
+        if size > 1:
+            after[axis] = rec.tie([(direction, axis), (length, axis)])
+    rec.inherit(direction, result)  # zeros add nothing to a length
+    rec.set(result, after)
+    for norm in norms:
+        rec.set(norm, [labels if size > 1 else None for labels, size in zip(after, length.shape, strict=True)])
 
 
 @_rule("embedding")
@@ -564,7 +612,7 @@ def _batch_norm(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[st
         for axis in range(2, source.ndim):
             over = rec.labels(source)[axis]
             if over is not None and _is_cuttable(over):
-                rec.remark(_SEES_ALL)
+                rec.mixes()
                 if source.shape[0] == 1 and source.ndim == 3:
                     rec.needs.append((over, 2))  # torch refuses statistics of a single value
     results = out if isinstance(out, (tuple, list)) else [out]
@@ -587,7 +635,7 @@ def _layer_norm(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[st
     for index in range(len(shape)):
         after[first + index] = labels = rec.tie([(source, first + index), *((vector, index) for vector in vectors)])
         if labels is not None and _is_cuttable(labels):
-            rec.remark(_SEES_ALL)
+            rec.mixes()
             if given and not rec.follow(given[index], labels):
                 rec.pin_labels(labels, f"{rec.where} has the constant shape {tuple(shape)}", _CONSTANT_SIZE)
     rec.attribute("normalized_shape", *after[first:], is_tuple=True)
@@ -615,7 +663,7 @@ def _group_norm(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[st
         rec.follow(number, first)
     else:
         if _is_cuttable(labels):
-            rec.remark(_SEES_ALL)
+            rec.mixes()
         if not rec.atoms.is_settled:
             rec.parts(labels, groups)
     rec.attribute("num_channels", labels)
@@ -659,6 +707,27 @@ def _reduction(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str
     _reduced(rec, args[0], dims, out)
 
 
+@_rule("im2col")
+def _im2col(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    source = args[0]
+    rec.pin_axes(source, [source.ndim - 2, source.ndim - 1])
+    *before, channels = rec.labels(source)[:-2]
+    places = out.shape[-2] // source.shape[-3]
+    rec.set(out, [*before, None if channels is None else np.repeat(channels, places), None])
+
+
+@_rule("fake_quantize_per_tensor_affine_cachemask", "_fake_quantize_per_tensor_affine_cachemask_tensor_qparams")
+def _fake_quantize(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    for result in out:
+        rec.set(result, rec.labels(args[0]))
+
+
+@_rule("roi_align", "roi_pool")
+def _regions(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    for result in out if isinstance(out, (tuple, list)) else [out]:
+        rec.set(result, [None, rec.labels(args[0])[1], None, None])
+
+
 @_rule("max", "min", "median", "mode", "var_mean", "std_mean", "aminmax", "argmax", "argmin")
 def _reduction_with_index(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     tensors = [arg for arg in args if isinstance(arg, Tensor)]
@@ -674,13 +743,16 @@ def _reduction_with_index(rec: Recorder, func: Any, args: tuple[Any, ...], kwarg
         _reduced(rec, args[0], dims, result)
 
 
+_ZERO_ADDS_NOTHING = ("sum", "linalg_vector_norm", "norm", "any")
+
+
 def _reduced(rec: Recorder, source: Tensor, dims: int | Sequence[int] | None, out: Tensor) -> None:
     if isinstance(dims, int):
         dims = [dims]
     gone = {dim % source.ndim for dim in dims} if dims else set(range(source.ndim))
     labels = rec.labels(source)
-    if any(_is_cuttable(labels[axis]) for axis in gone):
-        rec.remark(_SEES_ALL)
+    if rec.operator not in _ZERO_ADDS_NOTHING and any(_is_cuttable(labels[axis]) for axis in gone):
+        rec.mixes()
     if out.ndim == source.ndim:  # keepdim
         rec.set(out, [None if axis in gone else labels[axis] for axis in range(source.ndim)])
     else:
@@ -703,6 +775,63 @@ def _factory(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, 
 @_rule("_assert_async", "_assert_tensor_metadata", "_local_scalar_dense", "equal", "is_same_size", "sym_size")
 def _nothing(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     """Checks and scalars: no channel leaves the operator."""
+
+
+# --- no rule, but the user's word ----------------------------------------------------------------------------------
+
+
+def pass_freely(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    """An operator without a rule that is said to treat channels one by one: they keep their places.
+
+    In the proof this is tried out: the operator must give the same numbers for some channels as for all of them.
+    """
+    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    if rec.atoms.is_settled:
+        for tensor in tensors:
+            for axis, labels in enumerate(rec.labels(tensor)):
+                if _is_cuttable(labels) and not _treats_one_by_one(func, args, kwargs, axis, tensor.shape[axis]):
+                    raise Mismatch(f"{rec.where} does not treat channels one by one", rec.known(tensor))
+    placed: set[tuple[int, int]] = set()
+    for result in tree_leaves(out):
+        if isinstance(result, Tensor):
+            after: list[Labels | None] = []
+            for axis, size in enumerate(result.shape):
+                ends = [(t, axis) for t in tensors if t.ndim == result.ndim and t.shape[axis] == size]
+                placed.update((id(tensor), axis) for tensor, _ in ends)
+                after.append(rec.tie(ends))
+            rec.set(result, after)
+    for tensor in tensors:
+        rec.pin_axes(tensor, [axis for axis in range(tensor.ndim) if (id(tensor), axis) not in placed])
+
+
+def _treats_one_by_one(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], axis: int, size: int) -> bool:
+    """Does the operator give the same for every other channel along an axis, whether or not the rest is there?"""
+    generator = torch.Generator().manual_seed(0)
+
+    def real(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        if leaf.dtype.is_floating_point:
+            return torch.rand(leaf.shape, generator=generator, dtype=leaf.dtype)
+        return torch.zeros(leaf.shape, dtype=leaf.dtype)
+
+    def every_other(leaf: Any) -> Any:
+        if isinstance(leaf, Tensor) and leaf.ndim > axis and leaf.shape[axis] == size:
+            return leaf.index_select(axis, torch.arange(0, size, 2))
+        return leaf
+
+    arguments = tree_map(real, (args, kwargs))
+    expected = tree_map(every_other, func(*arguments[0], **arguments[1]))
+    fewer = tree_map(every_other, arguments)
+    try:
+        actual = func(*fewer[0], **fewer[1])
+    except Exception:
+        return False
+    pairs = zip(tree_leaves(expected), tree_leaves(actual), strict=True)
+    return all(
+        a.shape == b.shape and torch.allclose(a.double(), b.double()) if isinstance(a, Tensor) else bool(a == b)
+        for a, b in pairs
+    )
 
 
 # --- arguments ---------------------------------------------------------------------------------------------------

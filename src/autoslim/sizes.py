@@ -44,6 +44,7 @@ class Size(int):
     sources: tuple[tuple[Source, Fraction], ...]
 
     def __new__(cls, value: int, sources: Iterable[tuple[Source, Fraction]] = ()) -> Size:
+        """A size of this value with its sources, if any."""
         size = super().__new__(cls, value)
         size.sources = tuple(sources)
         return size
@@ -147,11 +148,11 @@ def _knowledge(number: int) -> int:
     return (2 if number.sources else 1) if isinstance(number, Size) else 0
 
 
-class SizeMode(TorchFunctionMode):  # type: ignore[no-untyped-call]  # torch's own base
+class SizeMode(TorchFunctionMode):
     """Keeps `call` up to date, and gives the shapes of tensors as `Size`s."""
 
     def __init__(self, call: Call, is_labelled: Callable[[Tensor, int], bool]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._call = call
         self._is_labelled = is_labelled
 

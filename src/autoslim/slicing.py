@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from autoslim.errors import SpaceError
 from autoslim.space import Axis, ChannelSpace
@@ -74,8 +73,31 @@ def run_subnet(
     kwargs: Mapping[str, Any] | None = None,
 ) -> Any:
     """One forward pass of the subnet; the model's buffers stay as they are."""
-    with active_attributes(model, space, widths):
-        return functional_call(model, active_tensors(model, space, widths), args, dict(kwargs or {}))
+    with active_attributes(model, space, widths), _in_place_of(model, active_tensors(model, space, widths)):
+        return model(*args, **(kwargs or {}))
+
+
+@contextmanager
+def _in_place_of(model: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+    """Put tensors into the places that parameters and buffers of these names have, and back afterwards.
+
+    `torch.func.functional_call` does the same, but leaves a module that is registered under two names with its
+    replacement.
+    """
+    names = {id(tensor): name for name, tensor in (*model.named_parameters(), *model.named_buffers())}
+    replaced: list[tuple[dict[str, Any], str, Tensor]] = []
+    try:
+        for module in model.modules():
+            for places in (module._parameters, module._buffers):
+                for key, tensor in places.items():
+                    name = names.get(id(tensor), "")
+                    if name in tensors:
+                        replaced.append((places, key, tensor))  # type: ignore[arg-type]  # not None: it has a name
+                        places[key] = tensors[name]  # type: ignore[assignment]
+        yield
+    finally:
+        for places, key, tensor in replaced:
+            places[key] = tensor  # type: ignore[assignment]
 
 
 def extract(model: nn.Module, space: ChannelSpace, widths: Mapping[str, int]) -> nn.Module:
@@ -88,7 +110,7 @@ def extract(model: nn.Module, space: ChannelSpace, widths: Mapping[str, int]) ->
     check_model(model, space)
 
     def shorten(name: str, tensor: Tensor) -> Tensor:
-        return cut(tensor, (space.parameters.get(name) or space.buffers[name]), widths).clone()
+        return cut(tensor, space.parameters.get(name) or space.buffers.get(name) or (), widths).clone()
 
     subnet = copy_module(model, shorten)
     for attribute in space.attributes:
@@ -105,7 +127,8 @@ def _like(before: Any, value: Any) -> Any:
 def copy_module(model: nn.Module, convert: Callable[[str, Tensor], Tensor]) -> nn.Module:
     """A deep copy whose parameters and buffers are `convert(name, tensor)`; shared tensors stay shared.
 
-    The originals are never copied, so a large model can be cut, or moved to the meta device, without a second one.
+    Other tensors that modules hold as plain attributes, alone or in a list, have no name: it is empty. The originals
+    are never copied, so a large model can be cut, or moved to the meta device, without a second one.
     """
     memo: dict[int, Any] = {}
     with torch.no_grad():
@@ -113,18 +136,28 @@ def copy_module(model: nn.Module, convert: Callable[[str, Tensor], Tensor]) -> n
             memo[id(parameter)] = nn.Parameter(convert(name, parameter.detach()), parameter.requires_grad)
         for name, buffer in model.named_buffers():
             memo[id(buffer)] = convert(name, buffer.detach())
+        for module in model.modules():
+            for value in vars(module).values():
+                for tensor in value if isinstance(value, (list, tuple)) else (value,):
+                    if isinstance(tensor, Tensor) and id(tensor) not in memo:
+                        memo[id(tensor)] = convert("", tensor.detach())
         return copy.deepcopy(model, memo)
 
 
 def check_model(model: nn.Module, space: ChannelSpace) -> None:
-    """Raise `SpaceError` unless `space` was traced from a model with these very tensors."""
+    """Raise `SpaceError` unless `space` was traced from a model with these very tensors.
+
+    A buffer of which nothing is cut may have any shape: some models keep there what they computed for their last input.
+    """
     actual = {name: tuple(t.shape) for name, t in (*model.named_parameters(), *model.named_buffers())}
-    expected = {
-        name: tuple(axis.size for axis in axes) for name, axes in (*space.parameters.items(), *space.buffers.items())
-    }
-    for name in {**expected, **actual}:
-        if expected.get(name) != actual.get(name):
+    tensors = {**space.parameters, **space.buffers}
+    for name in {**tensors, **actual}:
+        axes = tensors.get(name)
+        expected = None if axes is None else tuple(axis.size for axis in axes)
+        if actual.get(name) != expected:
+            if name in space.buffers and name in actual and axes and not any(axis.groups for axis in axes):
+                continue
             raise SpaceError(
                 f"the space belongs to another model: {name!r} has shape {actual.get(name, 'none')} here and "
-                f"{expected.get(name, 'none')} in the space; trace this model"
+                f"{expected or 'none'} in the space; trace this model"
             )

@@ -258,8 +258,9 @@ class ChannelSpace:
     """All channel groups of a model, the tensors they cut, and what could not be slimmed.
 
     `groups` may be given as a mapping or as an iterable of `ChannelGroup`. `parameters` and `buffers` hold the axes of
-    every tensor of the model, under its first name when it is shared. `remarks` says what else a user should know: how
-    the model had to be traced, and where a narrow net computes something that channels set to zero would not.
+    every tensor of the model, under its first name when it is shared. `remarks` says how the model had to be traced, if
+    not in the usual way. `mixing` lists the operators that see all channels at once (layer normalisation, a channel
+    shuffle): there, a narrow net computes something else than the full net with the missing channels set to zero.
     """
 
     groups: Mapping[str, ChannelGroup]
@@ -269,6 +270,7 @@ class ChannelSpace:
     attributes: tuple[Attribute, ...] = field(default=(), repr=False)
     notes: tuple[Note, ...] = ()
     remarks: tuple[str, ...] = ()
+    mixing: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.groups, Mapping):
@@ -366,6 +368,7 @@ class ChannelSpace:
             attributes=tuple(a for a in attributes if any(axis.groups for axis in a.axes)),
             notes=tuple(notes),
             remarks=self.remarks,
+            mixing=self.mixing,
         )
 
     def to_json(self) -> str:
@@ -396,6 +399,7 @@ class ChannelSpace:
             ],
             "notes": [asdict(note) for note in self.notes],
             "remarks": list(self.remarks),
+            "mixing": list(self.mixing),
         }
         return json.dumps(record) + "\n"
 
@@ -416,7 +420,7 @@ class ChannelSpace:
             )
             attributes = tuple(Attribute(**{**a, "axes": _axes(a["axes"])}) for a in record["attributes"])
             notes = tuple(Note(**note) for note in record["notes"])
-            remarks = tuple(record.get("remarks", ()))
+            remarks, mixing = (tuple(record.get(key, ())) for key in ("remarks", "mixing"))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise SpaceError(f"not a channel space: {type(error).__name__}: {error}") from error
         return cls(
@@ -427,6 +431,7 @@ class ChannelSpace:
             attributes=attributes,
             notes=notes,
             remarks=remarks,
+            mixing=mixing,
         )
 
 

@@ -11,9 +11,10 @@ import dataclasses
 import fnmatch
 import math
 import random
+import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -21,49 +22,120 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from autoslim.atoms import FIXED, Atoms, Labels, Mismatch, SettledAtoms
 from autoslim.errors import TraceError, nearest
 from autoslim.recorder import RawOperation, Recorder, Unsupported
-from autoslim.rules import find_rule
+from autoslim.rules import Rule, find_rule, pass_freely
 from autoslim.sizes import SizeMode, mark_attributes
 from autoslim.slicing import copy_module, extract
 from autoslim.space import Attribute, Axis, ChannelGroup, ChannelSpace, Note, Operation, Reason, Widths
 
 ExampleInput = Tensor | tuple[Any, ...] | Mapping[str, Any]
 
-_OUTPUT = "its output is an output of the network"
-_UNKNOWN = "write the layer with operators that have a rule, or add one (docs/tracing.md)"
+OUTPUT = "its output is an output of the network"
+_UNKNOWN = (
+    "name the layer in `free` if the operator treats channels one by one; else add a rule for it (docs/tracing.md)"
+)
 
 
-def trace(model: nn.Module, example_input: ExampleInput, *, fixed: Iterable[str] = ()) -> ChannelSpace:
+def trace(
+    model: nn.Module,
+    example_input: ExampleInput,
+    *,
+    fixed: Iterable[str] = (),
+    tie: Iterable[Iterable[str]] = (),
+    free: Iterable[str] = (),
+) -> ChannelSpace:
     """The channel space of any model: which channels can be cut together, what stays fixed and why.
 
     `example_input` is a tensor, a tuple of positional arguments or a mapping of keyword arguments. Costs derived from
-    the space are those of one forward pass on it, so a batch of one gives the usual figures. `fixed` holds globs of
-    module names to leave alone; a name also fixes everything below it. The model itself is not touched, and no
-    arithmetic is done: everything runs on the meta device, in evaluation mode and, where that is possible, in training
-    mode too (auxiliary heads). Every width >= 1 that the network allows is a choice; thin them out with
+    the space are those of one forward pass on it, so a batch of one gives the usual figures. The model itself is not
+    touched, and no arithmetic is done: everything runs on the meta device (if the model does not run there on fake
+    tensors, or on real ones: `ChannelSpace.remarks` says so), in evaluation mode and, where that is possible, in
+    training mode too (auxiliary heads). Every width >= 1 that the network allows is a choice; thin them out with
     `ChannelSpace.with_choices`.
 
-    Raises `TraceError` if the model is no `nn.Module`, does not run on the input, or has nothing to slim.
+    What tracing cannot know can be said; it is proven like everything else. `fixed` holds globs of module names to
+    leave alone; a name also fixes everything below it. `tie` holds lists of layers whose output channels are to be cut
+    together, one by one. `free` holds globs of layers whose output channels pass through operators without a rule one
+    by one (a custom operator, say): this is tried out on numbers.
+
+    Raises `TraceError` if the model is no `nn.Module`, does not run on the input, has nothing to slim, or if a name is
+    unknown.
     """
     if not isinstance(model, nn.Module):
         raise TraceError(f"trace needs a torch.nn.Module, got {type(model).__name__}")
-    fixed = [fixed] if isinstance(fixed, str) else list(fixed)
-    _check_globs(model, fixed)
+    wishes = _Wishes.checked(model, fixed, tie, free)
     with _quiet_torch():
         subject = _prepared(model, example_input)
-        recorder = _capture_all(subject)
-        space = _proven(subject, _assemble(recorder, model, fixed), recorder)
+        recorder = _capture_all(subject, wishes)
+        space = _proven(subject, _assemble(recorder, model, wishes), recorder)
     if not space.groups:
         reasons = (
             "; ".join(f"{note.name}: {note.reason}" for note in space.notes[:3]) or "it has no conv or linear layer"
         )
         raise TraceError(f"nothing in {type(model).__name__} can be slimmed ({reasons})")
-    return space
+    return dataclasses.replace(space, remarks=subject.remarks)
+
+
+@dataclass(frozen=True)
+class _Wishes:
+    """What the user said about layers, by name."""
+
+    fixed: tuple[str, ...] = ()
+    tie: tuple[tuple[str, ...], ...] = ()
+    free: tuple[str, ...] = ()
+
+    @classmethod
+    def checked(
+        cls, model: nn.Module, fixed: Iterable[str], tie: Iterable[Iterable[str]], free: Iterable[str]
+    ) -> _Wishes:
+        names = [name for name, _ in model.named_modules() if name]
+        globs = {
+            option: [given] if isinstance(given, str) else [*given]
+            for option, given in (("fixed", fixed), ("free", free))
+        }
+        for option, listed in globs.items():
+            for glob in listed:
+                if not any(fnmatch.fnmatchcase(name, glob) for name in names):
+                    raise TraceError(f"{option}: no module is named {glob!r}; {nearest(glob, names)}")
+        ties = []
+        for entry in tie:
+            layers = () if isinstance(entry, str) else tuple(entry)
+            if len(layers) < 2:
+                raise TraceError(f"tie: expected lists of at least two layers, as [[a, b], ...], got {entry!r}")
+            for layer in layers:
+                if layer not in names:
+                    raise TraceError(f"tie: no module is named {layer!r}; {nearest(layer, names)}")
+            ties.append(layers)
+        return cls(tuple(globs["fixed"]), tuple(ties), tuple(globs["free"]))
+
+    def is_fixed(self, name: str) -> bool:
+        return any(_covers(glob, name) for glob in self.fixed)
+
+    def is_free(self, name: str) -> bool:
+        return any(_covers(glob, name) for glob in self.free)
+
+    def tie_layers(self, recorder: Recorder) -> None:
+        """Merge the output channels of layers that are to be tied."""
+        produced: dict[str, Labels] = {}
+        for operation in recorder.operations:
+            if operation.produced is not None:
+                produced.setdefault(operation.name, operation.produced)
+        for first, *others in self.tie:
+            for layer in (first, *others):
+                if layer not in produced:
+                    raise TraceError(f"tie: {layer!r} is no conv or linear layer; {nearest(layer, produced)}")
+                if len(produced[layer]) != len(produced[first]):
+                    sizes = f"{len(produced[first])} and {len(produced[layer])}"
+                    raise TraceError(f"tie: {first!r} and {layer!r} have {sizes} output channels")
+                recorder.atoms.merge(
+                    produced[first], produced[layer], lambda: Reason("it is tied to channels that stay by the user")
+                )
 
 
 def split_input(example_input: ExampleInput) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -85,6 +157,20 @@ class _Pass:
     training: bool
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    fake: FakeTensorMode | None = None
+
+    def on(self, model: nn.Module, *modes: AbstractContextManager[Any]) -> Any:
+        """The output of a model, under some modes. Random numbers are the same each time, so that its path is."""
+        model.train(self.training)
+        random.seed(0)
+        np.random.seed(0)
+        torch.default_generator.manual_seed(0)  # that of the CPU alone
+        with ExitStack() as stack:
+            stack.enter_context(torch.no_grad())
+            for mode in (self.fake, *modes):
+                if mode is not None:
+                    stack.enter_context(mode)
+            return model(*self.args, **self.kwargs)
 
 
 @dataclass(frozen=True)
@@ -94,6 +180,8 @@ class _Subject:
     model: nn.Module
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    fake: FakeTensorMode | None = None
+    remarks: tuple[str, ...] = ()
 
     @cached_property
     def passes(self) -> list[_Pass]:
@@ -101,13 +189,13 @@ class _Subject:
 
         There a single example may be too few (batch statistics of one value), so twice the batch is tried next.
         """
-        found = [_Pass(False, self.args, self.kwargs)]
+        found = [_Pass(False, self.args, self.kwargs, self.fake)]
         twice = tree_map(_doubled, (self.args, self.kwargs))
         for args, kwargs in ((self.args, self.kwargs), twice):
-            model = self.fresh().train()
-            with suppress(Exception), torch.no_grad():
-                model(*args, **kwargs)
-                return [*found, _Pass(True, args, kwargs)]
+            run = _Pass(True, args, kwargs, self.fake)
+            with suppress(Exception):
+                run.on(self.fresh())
+                return [*found, run]
         return found
 
     def fresh(self) -> nn.Module:
@@ -133,6 +221,8 @@ class _LabelMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         rule = find_rule(func)
+        if func.namespace == "prim":  # a property of a fake tensor
+            return func(*args, **kwargs)
         if rule is None:
             with self:
                 result = func.decompose(*args, **kwargs)
@@ -146,18 +236,35 @@ class _LabelMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
             seen = [recorder.known(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
             raise _OperatorError(_first_line(error), np.concatenate([*seen, np.array([], dtype=np.int64)])) from error
         recorder.leave_trail(args)
+        with unset_fake_temporarily():  # labels are real
+            self._labelled(rule, func, args, kwargs, result)
+        return result
+
+    def _labelled(self, rule: Rule | None, func: Any, args: Any, kwargs: Any, result: Any) -> None:
+        recorder = self.recorder
         unknown = f"the operator {recorder.operator} is not understood"
+        inside = recorder.modules[-1][1] if recorder.modules else None
+        is_recurrent = isinstance(inside, nn.RNNBase)  # its weights are held in a second list, which does not follow
+        if is_recurrent:
+            self._pin((args, kwargs), f"a recurrent layer ({type(inside).__name__}) keeps its sizes")
         try:
             if rule is not None:
                 rule(recorder, func, args, kwargs, result)
-                return result
+                if is_recurrent:
+                    self._pin(result, f"a recurrent layer ({type(inside).__name__}) keeps its sizes")
+                return
         except Unsupported as error:
             unknown = f"{error} in the operator {recorder.operator} is not understood"
-        for leaf in tree_leaves((args, kwargs)):
+        if recorder.passes_freely(args, kwargs):
+            pass_freely(recorder, func, args, kwargs, result)
+            return
+        path = recorder.modules[-1][0] if recorder.modules else ""
+        self._pin((args, kwargs), f"{unknown} (in {path or 'the forward of the model'})", _UNKNOWN)
+
+    def _pin(self, tensors: Any, text: str, remedy: str = "") -> None:
+        for leaf in tree_leaves(tensors):
             if isinstance(leaf, Tensor):
-                path = recorder.modules[-1][0] if recorder.modules else ""
-                recorder.pin(leaf, f"{unknown} (in {path or 'the forward of the model'})", _UNKNOWN)
-        return result
+                self.recorder.pin(leaf, text, remedy)
 
 
 def _meta_batch_norm(func: Any, args: tuple[Any, ...]) -> tuple[Tensor, Tensor, Tensor] | None:
@@ -170,7 +277,6 @@ def _meta_batch_norm(func: Any, args: tuple[Any, ...]) -> tuple[Tensor, Tensor, 
 
 def run_labelled(run: _Pass, model: nn.Module, recorder: Recorder) -> None:
     """One forward pass under the label mode; outputs are pinned."""
-    model.train(run.training)
     sizes: AbstractContextManager[Any] = nullcontext()
     if not recorder.atoms.is_settled:
         mark_attributes(model)
@@ -180,11 +286,11 @@ def run_labelled(run: _Pass, model: nn.Module, recorder: Recorder) -> None:
         handles.append(module.register_forward_pre_hook(_pusher(recorder, name)))
         handles.append(module.register_forward_hook(lambda *_: recorder.modules.pop() and None, always_call=True))
     recorder.modules.clear()
+    recorder.begin(model)
     try:
-        with torch.no_grad(), sizes, _LabelMode(recorder):
-            output = model(*run.args, **run.kwargs)
-        for tensor in _tensors(output):
-            recorder.pin(tensor, _OUTPUT)
+        output = run.on(model, sizes, _LabelMode(recorder))
+        for tensor in tensors_in(output):
+            recorder.pin(tensor, OUTPUT)
     finally:
         for handle in handles:
             handle.remove()
@@ -197,16 +303,11 @@ def _pusher(recorder: Recorder, name: str) -> Callable[[nn.Module, Any], None]:
     return push
 
 
-def _names(model: nn.Module) -> dict[int, str]:
-    return {id(tensor): name for name, tensor in (*model.named_parameters(), *model.named_buffers())}
-
-
-def _capture(subject: _Subject, keep_groups: Iterable[str], renumbers: bool) -> Recorder:
+def _capture(subject: _Subject, wishes: _Wishes, keep_groups: Iterable[str], renumbers: bool) -> Recorder:
     """Labels after a pass in evaluation mode and, if the model runs there, one in training mode."""
-    recorder = Recorder(Atoms(), {}, grouped=dict.fromkeys(keep_groups, True), renumbers=renumbers)
+    recorder = Recorder(Atoms(), grouped=dict.fromkeys(keep_groups, True), renumbers=renumbers, is_free=wishes.is_free)
     for run in subject.passes:
         model = subject.fresh()
-        recorder.names = _names(model)
         counted, evaluated = list(recorder.operations), list(recorder.trail)
         recorder.trail.clear()
         run_labelled(run, model, recorder)
@@ -219,24 +320,25 @@ def _capture(subject: _Subject, keep_groups: Iterable[str], renumbers: bool) -> 
                 for operation in extra
                 if operation.weight not in seen
             ]
+    wishes.tie_layers(recorder)
     return recorder
 
 
-def _capture_all(subject: _Subject) -> Recorder:
-    """Capture, in the stricter sense of splitting first: parts are numbered anew only where that makes more cuttable."""
-    recorder = _capture_groups(subject, renumbers=False)
+def _capture_all(subject: _Subject, wishes: _Wishes) -> Recorder:
+    """Capture, in the stricter sense of splitting first; parts are numbered anew where that makes more cuttable."""
+    recorder = _capture_groups(subject, wishes, renumbers=False)
     if recorder.could_renumber and _cuttable_share(recorder) < _ENOUGH:
-        other = _capture_groups(subject, renumbers=True)
+        other = _capture_groups(subject, wishes, renumbers=True)
         if _cuttable_share(other) > _cuttable_share(recorder):
             return other
     return recorder
 
 
-def _capture_groups(subject: _Subject, *, renumbers: bool) -> Recorder:
+def _capture_groups(subject: _Subject, wishes: _Wishes, *, renumbers: bool) -> Recorder:
     """Capture; grouped convolutions of which no whole group can be cut are tried again with equal ranks per group."""
     keep_groups: set[str] = set()
     while True:
-        recorder = _capture(subject, keep_groups, renumbers)
+        recorder = _capture(subject, wishes, keep_groups, renumbers)
         pinned = recorder.atoms.pinned()
         stuck = {
             operation.weight
@@ -270,32 +372,56 @@ def _free_classes(recorder: Recorder, labels: Labels, pinned: Mapping[int, Reaso
 
 
 def _prepared(model: nn.Module, example_input: ExampleInput) -> _Subject:
-    """Model and input on meta, if the model runs there, else as copies on their own device."""
+    """Model and input on the meta device, if the model runs there, else on fake tensors, else as real copies."""
     args, kwargs = split_input(example_input)
     shapes = ", ".join(str(tuple(leaf.shape)) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))
-    for convert in (_to_meta, _to_copy):
+    name = type(model).__name__
+    failures: list[Exception] = []
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    ways: tuple[tuple[FakeTensorMode | None, Callable[[Tensor], Tensor], str], ...] = (
+        (None, _to_meta, ""),
+        (fake, lambda tensor: fake.from_tensor(tensor.detach()), "traced on fake tensors"),
+        (None, _to_copy, "traced on real tensors, along the path that this input takes"),
+    )
+    for mode, convert, how in ways:
         try:
-            subject = _converted(model, args, kwargs, convert)
+            subject = _converted(model, args, kwargs, convert, mode)
         except Exception as error:
-            raise TraceError(f"{type(model).__name__} cannot be copied: {_first_line(error)}") from error
-        trial = subject.fresh().eval()
+            raise TraceError(f"{name} cannot be copied: {_first_line(error)}") from error
+        run = _Pass(False, subject.args, subject.kwargs, mode)
         try:
-            with torch.no_grad():
-                trial(*subject.args, **subject.kwargs)
+            draws = _draws_random_numbers(run, subject.fresh())
         except Exception as error:
-            failure = error
-        else:
-            return subject
+            failures.append(error)
+            continue
+        remarks = [f"{name} does not run on the meta device ({_first_line(failures[0])}): {how}"] if failures else []
+        if draws:
+            remarks.append(f"{name} draws random numbers in its forward pass: traced along one path that it takes")
+        return dataclasses.replace(subject, remarks=tuple(remarks))
     raise TraceError(
-        f"{type(model).__name__} does not run on the example input of shape {shapes or 'none'}: {_first_line(failure)}"
-    ) from failure
+        f"{name} does not run on the example input of shape {shapes or 'none'}: {_first_line(failures[-1])}"
+    ) from failures[-1]
+
+
+def _draws_random_numbers(run: _Pass, model: nn.Module) -> bool:
+    """Run the model; does it draw numbers in Python or NumPy, so that its path may depend on them?"""
+    run.on(model)
+    after = random.getstate(), str(np.random.get_state())
+    random.seed(0)
+    np.random.seed(0)
+    return after != (random.getstate(), str(np.random.get_state()))
 
 
 def _converted(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], convert: Callable[[Tensor], Tensor]
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    convert: Callable[[Tensor], Tensor],
+    fake: FakeTensorMode | None,
 ) -> _Subject:
     inputs = tree_map(lambda leaf: convert(leaf) if isinstance(leaf, Tensor) else leaf, (args, kwargs))
-    return _Subject(copy_module(model, lambda name, tensor: convert(tensor)), *inputs)
+    args, kwargs = inputs
+    return _Subject(copy_module(model, lambda name, tensor: convert(tensor)), args, kwargs, fake)
 
 
 def _doubled(leaf: Any) -> Any:
@@ -310,18 +436,21 @@ def _to_copy(tensor: Tensor) -> Tensor:
     return tensor.detach().clone()
 
 
-def _tensors(output: Any) -> Iterator[Tensor]:
+def tensors_in(output: Any) -> Iterator[Tensor]:
     """Every tensor in a result, whatever it is wrapped in."""
     if isinstance(output, Tensor):
         yield output
     elif isinstance(output, Mapping):
         for value in output.values():
-            yield from _tensors(value)
+            yield from tensors_in(value)
     elif isinstance(output, (list, tuple, set)):
         for value in output:
-            yield from _tensors(value)
+            yield from tensors_in(value)
+    elif dataclasses.is_dataclass(output):
+        for entry in dataclasses.fields(output):
+            yield from tensors_in(getattr(output, entry.name, None))
     elif hasattr(output, "__dict__"):
-        yield from _tensors(vars(output))
+        yield from tensors_in(vars(output))
 
 
 # --- assemble ----------------------------------------------------------------------------------------------------
@@ -338,11 +467,6 @@ class _Classes:
             if fixed_layers(operation.name):
                 for root in self.roots(operation.produced):
                     self.reasons.setdefault(root, Reason("fixed by the user", remedy="take it out of `fixed`"))
-        self._leader: dict[int, int] = {}
-        for operation in producers:
-            free = [root for root in dict.fromkeys(self.roots(operation.produced)) if self._is_free(root)]
-            for root in free:
-                self._leader[self._lead(root)] = self._lead(free[0])
         self.groups: dict[str, ChannelGroup] = {}
         self.places: dict[int, tuple[str, int]] = {}
         self._axes: dict[bytes, Axis] = {}
@@ -364,28 +488,27 @@ class _Classes:
     def _is_free(self, root: int) -> bool:
         return root >= 0 and root not in self.reasons
 
-    def _lead(self, root: int) -> int:
-        while self._leader.setdefault(root, root) != root:
-            root = self._leader[root]
-        return root
-
     def _number(self, producers: Sequence[RawOperation]) -> None:
-        """Ranks in the order of the first producer's channels; a class of several channels spans several ranks."""
-        members: dict[int, dict[int, int]] = {}
-        names: dict[int, str] = {}
-        for operation in producers:
-            counts = Counter(root for root in self.roots(operation.produced) if self._is_free(root))
-            for root, count in counts.items():
-                leader = self._lead(root)
-                members.setdefault(leader, {}).setdefault(root, count)
-                names.setdefault(leader, operation.name)
-        for leader, sizes in members.items():
+        """A group: the classes that the same layers produce, so that each of them can be cut as far as it likes.
+
+        Ranks follow the first producer's channels; a class of several channels spans several ranks.
+        """
+        counts = [Counter(root for root in self.roots(op.produced) if self._is_free(root)) for op in producers]
+        makers: dict[int, list[int]] = {}
+        for index, found in enumerate(counts):
+            for root in found:
+                makers.setdefault(root, []).append(index)
+        members: dict[tuple[int, ...], dict[int, int]] = {}
+        for root, indices in makers.items():
+            members.setdefault(tuple(indices), {})[root] = counts[indices[0]][root]
+        for makers_of, sizes in members.items():
             if len(sizes) == 1:
                 self.reasons.setdefault(next(iter(sizes)), Reason("all of its channels are tied to each other"))
                 continue
-            name, copies = names[leader], 2
+            first = name = producers[makers_of[0]].name
+            copies = 2
             while name in self.groups:
-                name, copies = f"{names[leader]}#{copies}", copies + 1
+                name, copies = f"{first}#{copies}", copies + 1
             choices, rank = [], 0
             for root, count in sizes.items():
                 self.places[root] = (name, rank)
@@ -394,8 +517,8 @@ class _Classes:
             self.groups[name] = ChannelGroup(name, rank, tuple(choices))
 
 
-def _assemble(recorder: Recorder, model: nn.Module, fixed: Sequence[str]) -> ChannelSpace:
-    classes = _Classes(recorder, lambda name: any(_covers(glob, name) for glob in fixed))
+def _assemble(recorder: Recorder, model: nn.Module, wishes: _Wishes) -> ChannelSpace:
+    classes = _Classes(recorder, wishes.is_fixed)
     tensors = {
         kind: {
             name: tuple(
@@ -442,28 +565,33 @@ def _assemble(recorder: Recorder, model: nn.Module, fixed: Sequence[str]) -> Cha
         operations=tuple(op for op in operations if op.scale),
         attributes=tuple(attributes),
         notes=tuple(Note.of(name, reason) for name, reason in notes.items()),
-        remarks=tuple(recorder.remarks),
+        mixing=tuple(recorder.mixing),
     )
     return _never_empty(space, [(classes.axis(labels, len(labels)), least) for labels, least in recorder.needs])
 
 
 def _never_empty(space: ChannelSpace, needs: Iterable[tuple[Axis, int]]) -> ChannelSpace:
-    """Without the choices that would leave too few channels along an axis: none at all, or less than an operator needs.
-
-    An axis cut by several groups is left to the others.
-    """
+    """Without the choices that would leave too few channels along an axis: none at all, or less than an operator
+    needs."""
     lowest = {name: group.choices[0] for name, group in space.groups.items()}
-    axes = {axis for axes in (*space.parameters.values(), *space.buffers.values()) for axis in axes}
+    tensors = (*space.parameters.values(), *space.buffers.values())
+    axes = dict.fromkeys(axis for axes in tensors for axis in axes if axis.groups)
     for axis, least in (*((axis, 1) for axis in axes), *needs):
-        if len(axis.groups) == 1:
-            (name,) = axis.groups
-            enough = [width for width in space.groups[name].choices if axis.kept({name: width}) >= least]
-            lowest[name] = max(lowest[name], enough[0])
+        while axis.kept(lowest) < least:
+            wider = [
+                (axis.kept({**lowest, name: choice}), name, choice)
+                for name in sorted(axis.groups)
+                for choice in space.groups[name].choices
+                if choice > lowest[name]
+            ]
+            enough = [entry for entry in wider if entry[0] >= least] or wider[-1:]
+            _, name, lowest[name] = min(enough, key=lambda entry: entry[2] / space.groups[entry[1]].size)
     groups = {
         name: dataclasses.replace(group, choices=tuple(c for c in group.choices if c >= lowest[name]))
         for name, group in space.groups.items()
     }
-    single = {name: Reason("all of its channels are needed") for name, group in groups.items() if not group.is_slimmable}
+    needed = Reason("all of its channels are needed")
+    single = {name: needed for name, group in groups.items() if not group.is_slimmable}
     return dataclasses.replace(space, groups=groups).frozen(single)
 
 
@@ -471,13 +599,6 @@ def _covers(glob: str, name: str) -> bool:
     """Does a glob match a module's name, or the name of a module it lies in?"""
     parts = name.split(".")
     return any(fnmatch.fnmatchcase(".".join(parts[:n]), glob) for n in range(1, len(parts) + 1))
-
-
-def _check_globs(model: nn.Module, fixed: Sequence[str]) -> None:
-    names = [name for name, _ in model.named_modules() if name]
-    for glob in fixed:
-        if not any(fnmatch.fnmatchcase(name, glob) for name in names):
-            raise TraceError(f"fixed: no module is named {glob!r}; {nearest(glob, names)}")
 
 
 # --- proof -------------------------------------------------------------------------------------------------------
@@ -590,7 +711,11 @@ def _failure(subject: _Subject, space: ChannelSpace, widths: Widths, found: Reco
             continue
         net = extract(subject.model, space, widths)
         recorder = Recorder(
-            SettledAtoms(describe), _names(net), grouped=dict(found.grouped), renumbers=found.renumbers, axes=presets
+            SettledAtoms(describe),
+            grouped=dict(found.grouped),
+            renumbers=found.renumbers,
+            passed=found.passed,
+            axes=presets,
         )
         try:
             run_labelled(run, net, recorder)
@@ -624,7 +749,7 @@ def _settled(axis: Axis, widths: Mapping[str, int], numbers: Mapping[str, int]) 
 def _quiet_torch() -> Iterator[None]:
     """Generators of random numbers are put back, and attention is computed from plain products."""
     fastpath = torch.backends.mha.get_fastpath_enabled()
-    state = random.getstate()
+    state, array_state = random.getstate(), np.random.get_state()
     try:
         torch.backends.mha.set_fastpath_enabled(False)
         with torch.random.fork_rng(devices=[]):
@@ -632,8 +757,13 @@ def _quiet_torch() -> Iterator[None]:
     finally:
         torch.backends.mha.set_fastpath_enabled(fastpath)
         random.setstate(state)
+        np.random.set_state(array_state)
 
 
 def _first_line(error: BaseException) -> str:
     text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+    return (
+        f"{type(error).__name__}: {textwrap.shorten(text[0], 160, placeholder=' ...')}"
+        if text
+        else type(error).__name__
+    )
