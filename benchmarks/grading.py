@@ -186,7 +186,7 @@ def _shapes(name: str, channels: int, side: int) -> Iterator[Inputs]:
     elif family == "torchvision" and short.startswith(("r3d", "mc3", "r2plus1d", "s3d", "mvit", "swin3d")):
         yield (image(1, 3, 16, side, side),)
     else:
-        yield (image(2, channels, side, side),)
+        yield (image(1, channels, side, side),)
 
 
 # --- grading -----------------------------------------------------------------------------------------------------

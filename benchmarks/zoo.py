@@ -15,6 +15,7 @@ import argparse
 import contextlib
 import csv
 import dataclasses
+import faulthandler
 import fnmatch
 import json
 import os
@@ -43,12 +44,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 def work() -> None:
     warnings.filterwarnings("ignore")
     import grading
-    import torch
 
     for line in sys.stdin:
         job = json.loads(line)
-        torch.set_num_threads((os.cpu_count() or 1) if job["alone"] else 1)
+        faulthandler.dump_traceback_later(job["limit"] - 5)  # where it hangs, if it does, goes to zoo.log
         row = _graded(grading, job)
+        faulthandler.cancel_dump_traceback_later()
         sys.stdout.write(json.dumps(row) + "\n")
         sys.stdout.flush()
 
@@ -74,7 +75,8 @@ def _graded(grading: Any, job: dict[str, Any]) -> dict[str, Any]:
 class Worker:
     """A process that grades one model after another; it is started again when it hangs, dies or grows."""
 
-    def __init__(self) -> None:
+    def __init__(self, threads: int = 1) -> None:
+        self._threads = threads
         self._process: subprocess.Popen[str] | None = None
         self._lines: queue.Queue[str] = queue.Queue()
         self._done = 0
@@ -88,7 +90,7 @@ class Worker:
         assert self._process.stdin is not None
         self._done += 1
         try:
-            self._process.stdin.write(json.dumps(job) + "\n")
+            self._process.stdin.write(json.dumps(job | {"limit": limit}) + "\n")
             self._process.stdin.flush()
             line = self._lines.get(timeout=limit)
         except queue.Empty:
@@ -105,12 +107,12 @@ class Worker:
     def _start(self) -> None:
         self._lines = queue.Queue()
         self._done = 0
-        environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "1048576"}
+        environment = os.environ | {"OMP_NUM_THREADS": str(self._threads), "MALLOC_MMAP_THRESHOLD_": "1048576"}
         self._process = subprocess.Popen(
             [sys.executable, "-u", __file__, "--worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=(ROOT / "benchmarks" / "results" / "zoo.log").open("a"),
             text=True,
             env=environment,
         )
@@ -181,7 +183,7 @@ def grade_all(models: dict[str, str], workers: int, limit: float, rows: dict[str
     for thread in threads:
         thread.join()
     for model, (family, size) in large.items():
-        worker = Worker()
+        worker = Worker(os.cpu_count() or 1)
         job = {"model": model, "family": family, "alone": True, "shapes_only": size > grading.TOO_LARGE}
         finish(model, family, worker.ask(job, 3 * limit))
         worker.stop()

@@ -18,7 +18,7 @@ LAYERS = [
     ["space", "recipe"],
     ["cost", "slim", "report"],
     ["atoms", "sizes", "slicing"],
-    ["recorder", "rules", "tracing"],
+    ["shortcuts", "recorder", "rules", "tracing"],
     ["supernet", "calibrate", "judge", "latency"],
     ["importing", "zoo", "models", "data", "train", "export"],
     ["config", "run", "terminal"],

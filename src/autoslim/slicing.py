@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -141,7 +142,43 @@ def copy_module(model: nn.Module, convert: Callable[[str, Tensor], Tensor]) -> n
                 for tensor in value if isinstance(value, (list, tuple)) else (value,):
                     if isinstance(tensor, Tensor) and id(tensor) not in memo:
                         memo[id(tensor)] = convert("", tensor.detach())
-        return copy.deepcopy(model, memo)
+        return _copied(model, memo)
+
+
+_ATOMIC = (int, float, str, bool, type(None), torch.dtype, torch.device)
+
+
+def _copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """What `copy.deepcopy` gives, several times faster for the dozen empty dictionaries that each module has."""
+    if id(module) in memo:
+        found: nn.Module = memo[id(module)]
+        return found
+    kind = type(module)
+    if (
+        hasattr(kind, "__deepcopy__")
+        or kind.__reduce_ex__ is not object.__reduce_ex__
+        or kind.__getstate__ is not nn.Module.__getstate__
+        or not kind.__setstate__.__module__.startswith("torch.nn.")  # those only know old checkpoints
+    ):
+        return copy.deepcopy(module, memo)
+    new = kind.__new__(kind)
+    memo[id(module)] = new
+    for name, value in vars(module).items():
+        if name != "_compiled_call_impl":
+            new.__dict__[name] = _copied_value(value, memo)
+    return new
+
+
+def _copied_value(value: Any, memo: dict[int, Any]) -> Any:
+    if isinstance(value, _ATOMIC):
+        return value
+    if isinstance(value, nn.Module):
+        return _copied(value, memo)
+    if type(value) in (dict, OrderedDict) and id(value) not in memo:
+        memo[id(value)] = new = type(value)()
+        new.update((key, _copied_value(entry, memo)) for key, entry in value.items())
+        return new
+    return copy.deepcopy(value, memo)
 
 
 def check_model(model: nn.Module, space: ChannelSpace) -> None:

@@ -30,6 +30,7 @@ from autoslim.atoms import FIXED, Atoms, Labels, Mismatch, SettledAtoms
 from autoslim.errors import TraceError, nearest
 from autoslim.recorder import RawOperation, Recorder, Unsupported
 from autoslim.rules import Rule, find_rule, pass_freely
+from autoslim.shortcuts import Shortcuts, shaped
 from autoslim.sizes import SizeMode, mark_attributes
 from autoslim.slicing import copy_module, extract
 from autoslim.space import Attribute, Axis, ChannelGroup, ChannelSpace, Note, Operation, Reason, Widths
@@ -194,7 +195,7 @@ class _Subject:
         for args, kwargs in ((self.args, self.kwargs), twice):
             run = _Pass(True, args, kwargs, self.fake)
             with suppress(Exception):
-                run.on(self.fresh())
+                run.on(self.fresh(), Shortcuts())
                 return [*found, run]
         return found
 
@@ -231,7 +232,9 @@ class _LabelMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
         recorder = self.recorder
         recorder.operator = func.overloadpacket.__name__
         try:
-            result = _meta_batch_norm(func, args) or func(*args, **kwargs)
+            result = shaped(func, args, kwargs)
+            if result is None:
+                result = func(*args, **kwargs)
         except Exception as error:
             seen = [recorder.known(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
             raise _OperatorError(_first_line(error), np.concatenate([*seen, np.array([], dtype=np.int64)])) from error
@@ -265,14 +268,6 @@ class _LabelMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
         for leaf in tree_leaves(tensors):
             if isinstance(leaf, Tensor):
                 self.recorder.pin(leaf, text, remedy)
-
-
-def _meta_batch_norm(func: Any, args: tuple[Any, ...]) -> tuple[Tensor, Tensor, Tensor] | None:
-    """The shapes of batch normalisation on meta; torch finds them by arithmetic in Python, half the time of a trace."""
-    if func.overloadpacket.__name__ != "native_batch_norm" or not args[0].is_meta:
-        return None
-    source = args[0]
-    return torch.empty_like(source), source.new_empty(source.shape[1]), source.new_empty(source.shape[1])
 
 
 def run_labelled(run: _Pass, model: nn.Module, recorder: Recorder) -> None:
@@ -405,7 +400,7 @@ def _prepared(model: nn.Module, example_input: ExampleInput) -> _Subject:
 
 def _draws_random_numbers(run: _Pass, model: nn.Module) -> bool:
     """Run the model; does it draw numbers in Python or NumPy, so that its path may depend on them?"""
-    run.on(model)
+    run.on(model, Shortcuts())
     after = random.getstate(), str(np.random.get_state())
     random.seed(0)
     np.random.seed(0)
