@@ -37,6 +37,8 @@ def inspect_model(
     return {
         "groups": [asdict(group) for group in space.groups.values()],
         "frozen": [asdict(note) for note in space.notes],
+        "remarks": list(space.remarks),
+        "mixing": list(space.mixing),
         **full,
         "smallest": smallest,
         "slimmable_macs": slimmable_share(space),

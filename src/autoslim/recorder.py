@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -60,6 +61,7 @@ class Recorder:
     freed: list[Labels] = field(default_factory=list)
     passed: set[str] = field(default_factory=set)  # where they did
     call: Call = field(default_factory=Call)
+    counted: list[Labels] = field(default_factory=list)  # what each number kept in an attribute counts
     needs: list[tuple[Labels, int]] = field(default_factory=list)  # so many of these must be kept
     trail: list[tuple[str, str]] = field(default_factory=list)  # operators that saw channels, and their modules
     trains_alike: bool = False  # channels go through the same operators in training and in evaluation
@@ -88,7 +90,7 @@ class Recorder:
 
     def reason(self, text: str = "", remedy: str = "") -> Reason:
         """Why something cannot be cut, with the place."""
-        return Reason(text or f"{self.where} cannot follow the widths", self.where, _line_of_the_user(), remedy)
+        return Reason(text or f"{self.where} cannot follow the widths", self.where, line_of_the_user(), remedy)
 
     def mixes(self, text: str = "each result depends on all channels") -> None:
         """Cutting channels is not the same as setting them to zero, for the operator being run."""
@@ -335,6 +337,7 @@ class Recorder:
         before, _ = self.attributes.get((source.path, source.name), ((), False))
         after = list(before) or [np.full(size, FIXED) for size in sizes]
         after[source.index or 0] = labels
+        self.counted.append(labels)
         self.attributes[source.path, source.name] = (tuple(after), source.index is not None)
 
     def _scaled(self, labels: Labels, factor: Fraction) -> Labels | None:
@@ -417,16 +420,18 @@ class Recorder:
 _LIBRARIES = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
 
 
-def _line_of_the_user() -> str:
-    """The innermost line of code being run that is neither torch's nor ours, as `file:line`; empty without any."""
-    frame = sys._getframe(1)
-    while frame is not None:
+def line_of_the_user(error: BaseException | None = None) -> str:
+    """The innermost line of code that is neither torch's nor ours, being run or raised from, as `file:line`; or ""."""
+    if error is not None:
+        frames = [(frame, number) for frame, number in traceback.walk_tb(error.__traceback__)][::-1]
+    else:
+        frames = list(traceback.walk_stack(sys._getframe(1)))
+    for frame, number in frames:
         name = frame.f_code.co_filename
-        if frame.f_globals.get("__name__") == "autoslim.tracing" and frame.f_code.co_name == "run_labelled":
+        if frame.f_code.co_name == "run_labelled" and frame.f_globals.get("__name__") == "autoslim.tracing":
             return ""
         if not name.startswith((*_LIBRARIES, "<")) and "/contextlib.py" not in name:
-            return f"{_short_path(name)}:{frame.f_lineno}"
-        frame = frame.f_back  # type: ignore[assignment]
+            return f"{_short_path(name)}:{number}"
     return ""
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -96,12 +96,13 @@ def inspect_report(facts: Mapping[str, Any], console: Console) -> None:
         table.add_row(group["name"], str(group["size"]), ", ".join(map(str, group["choices"])))
     console.print(table)
     if facts["frozen"]:
-        frozen = Table(title="frozen")
-        frozen.add_column("layer", overflow="fold")
-        frozen.add_column("why", overflow="fold")
-        for note in facts["frozen"]:
-            frozen.add_row(note["name"], note["reason"])
-        console.print(frozen)
+        console.print(_frozen_table(facts["frozen"]))
+    for remark in facts["remarks"]:
+        console.print(f"note: {remark}", markup=False, soft_wrap=True)
+    if facts["mixing"]:
+        more = f", and {len(facts['mixing']) - 1} more" if len(facts["mixing"]) > 1 else ""
+        text = f"cutting channels is not the same as setting them to zero: {facts['mixing'][0]}{more}"
+        console.print(f"note: {text}", markup=False, soft_wrap=True)
     for name in ("macs", "params", "memory"):
         most, least = facts[name], facts["smallest"][name]
         console.print(f"{name}: {readable(most)} in full, {readable(least)} ({least / most:.1%}) at the smallest")
@@ -109,6 +110,19 @@ def inspect_report(facts: Mapping[str, Any], console: Console) -> None:
     for budget in facts["budgets"]:
         verdict = "can be reached" if budget["reachable"] else budget["reason"]
         console.print(f"budget {budget['budget']}: {verdict}", markup=False, soft_wrap=True)
+
+
+def _frozen_table(notes: Sequence[Mapping[str, str]]) -> Table:
+    """Layers frozen for the same reason on one line, with the line of code and what would help."""
+    table = Table(title="frozen")
+    for name in ("layer", "why", "where", "what would help"):
+        table.add_column(name, overflow="fold")
+    alike: dict[tuple[str, str, str], list[str]] = {}
+    for note in notes:
+        alike.setdefault((note["reason"], note["line"] or note["operator"], note["remedy"]), []).append(note["name"])
+    for (reason, place, remedy), names in alike.items():
+        table.add_row("\n".join(names), reason, place, remedy)
+    return table
 
 
 def _sizes(net: Mapping[str, Any], full: Mapping[str, Any]) -> tuple[str, str, str]:

@@ -28,7 +28,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from autoslim.atoms import FIXED, Atoms, Labels, Mismatch, SettledAtoms
 from autoslim.errors import TraceError, nearest
-from autoslim.recorder import RawOperation, Recorder, Unsupported
+from autoslim.recorder import RawOperation, Recorder, Unsupported, line_of_the_user
 from autoslim.rules import Rule, find_rule, pass_freely
 from autoslim.shortcuts import Shortcuts, shaped
 from autoslim.sizes import SizeMode, mark_attributes
@@ -76,9 +76,8 @@ def trace(
         recorder = _capture_all(subject, wishes)
         space = _proven(subject, _assemble(recorder, model, wishes), recorder)
     if not space.groups:
-        reasons = (
-            "; ".join(f"{note.name}: {note.reason}" for note in space.notes[:3]) or "it has no conv or linear layer"
-        )
+        told = [f"{note.name}: {note.reason}{f' at {note.line}' if note.line else ''}" for note in space.notes[:3]]
+        reasons = "; ".join(told) or "it has no conv or linear layer"
         raise TraceError(f"nothing in {type(model).__name__} can be slimmed ({reasons})")
     return dataclasses.replace(space, remarks=subject.remarks)
 
@@ -462,6 +461,7 @@ class _Classes:
             if fixed_layers(operation.name):
                 for root in self.roots(operation.produced):
                     self.reasons.setdefault(root, Reason("fixed by the user", remedy="take it out of `fixed`"))
+        self._counted = recorder.counted
         self.groups: dict[str, ChannelGroup] = {}
         self.places: dict[int, tuple[str, int]] = {}
         self._axes: dict[bytes, Axis] = {}
@@ -484,7 +484,7 @@ class _Classes:
         return root >= 0 and root not in self.reasons
 
     def _number(self, producers: Sequence[RawOperation]) -> None:
-        """A group: the classes that the same layers produce, so that each of them can be cut as far as it likes.
+        """A group: the classes that the same layers produce and the same numbers count, so that none hinders another.
 
         Ranks follow the first producer's channels; a class of several channels spans several ranks.
         """
@@ -493,10 +493,15 @@ class _Classes:
         for index, found in enumerate(counts):
             for root in found:
                 makers.setdefault(root, []).append(index)
-        members: dict[tuple[int, ...], dict[int, int]] = {}
+        counters: dict[int, list[int]] = {}
+        for index, labels in enumerate(self._counted):
+            for root in dict.fromkeys(self.roots(labels)):
+                counters.setdefault(root, []).append(index)
+        members: dict[tuple[tuple[int, ...], tuple[int, ...]], dict[int, int]] = {}
         for root, indices in makers.items():
-            members.setdefault(tuple(indices), {})[root] = counts[indices[0]][root]
-        for makers_of, sizes in members.items():
+            key = tuple(indices), tuple(counters.get(root, ()))
+            members.setdefault(key, {})[root] = counts[indices[0]][root]
+        for (makers_of, _), sizes in members.items():
             if len(sizes) == 1:
                 self.reasons.setdefault(next(iter(sizes)), Reason("all of its channels are tied to each other"))
                 continue
@@ -606,6 +611,8 @@ class _Failure:
     text: str
     groups: tuple[str, ...]
     is_mismatch: bool
+    operator: str = ""
+    line: str = ""
 
 
 def _proven(subject: _Subject, space: ChannelSpace, found: Recorder) -> ChannelSpace:
@@ -626,16 +633,19 @@ def _proven(subject: _Subject, space: ChannelSpace, found: Recorder) -> ChannelS
             if failed is None:
                 break
             unstable = failure(space.full())
-            if unstable:
+            if unstable and not (found.passed and unstable.groups):
                 raise TraceError(
                     f"{type(subject.model).__name__} does something else at each forward pass: {unstable.text}"
                 )
+            if unstable:  # what the user said of an operator is not so
+                space = space.frozen(dict.fromkeys(unstable.groups, Reason(unstable.text)))
+                continue
             guilty = _guilty(space, widths, failed, failure)
             for name, reason in guilty.items():
                 least = _least(space, name, reason, failure)
                 if least is None:
                     text = f"the network does not run when it is cut: {reason.text}"
-                    space = space.frozen({name: Reason(text)})
+                    space = space.frozen({name: Reason(text, reason.operator, reason.line)})
                 else:
                     space = space.restricted({name: least})
     return space
@@ -717,11 +727,12 @@ def _failure(subject: _Subject, space: ChannelSpace, widths: Widths, found: Reco
         except (Mismatch, _OperatorError) as error:
             groups = tuple(dict.fromkeys(group_of(label) for label in error.labels.tolist() if label >= 0))
             text = str(error) if isinstance(error, Mismatch) else f"{error} ({recorder.where})"
-            return _Failure(text, groups, isinstance(error, Mismatch))
+            return _Failure(text, groups, isinstance(error, Mismatch), recorder.where, line_of_the_user(error))
         except Exception as error:
             path = recorder.modules[-1][0] if recorder.modules else ""
             mode = ", training mode" if run.training else ""
-            return _Failure(f"{_first_line(error)} (in {path or 'the forward of the model'}{mode})", (), False)
+            text = f"{_first_line(error)} (in {path or 'the forward of the model'}{mode})"
+            return _Failure(text, (), False, recorder.where, line_of_the_user(error))
     return None
 
 
