@@ -121,11 +121,11 @@ def is_segmentation(name: str) -> bool:
 
 
 class _NoInitialisation(TorchDispatchMode):  # type: ignore[no-untyped-call,misc]
-    """Skips drawing the initial weights, which takes longer than anything else for large models."""
+    """Zeros instead of drawn weights, which take longer than anything else for large models."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.overloadpacket.__name__ in ("normal_", "uniform_", "erfinv_", "bernoulli_") and args[0].numel() > 4096:
-            return args[0]
+            return args[0].zero_()
         return func(*args, **(kwargs or {}))
 
 
@@ -313,6 +313,7 @@ def zeroed(model: nn.Module, space: ChannelSpace, widths: Mapping[str, int]) -> 
 
 def unreached(model: nn.Module, inputs: Inputs) -> set[str]:
     """Names of the parameters that get no gradient from the outputs."""
+    model.train().eval()  # lets go of what a model keeps from a forward pass without gradients
     model.requires_grad_(True).zero_grad(set_to_none=True)
     torch.manual_seed(0)
     outputs = [out for out in _tensors(model(*inputs)) if out.requires_grad]

@@ -57,6 +57,29 @@ def split_by_a_list_and_back() -> Case:
 
 
 @case()
+def split_off_and_the_rest() -> Case:
+    """SHViT: the second size is what the first leaves of a stored whole."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        a, b = torch.split(m.stem(x), [m.part, m.dim - m.part], 1)
+        return m.head(torch.cat([m.one(a), b], 1))
+
+    sizes = {"part": 3, "dim": 10}
+    return Sized(forward, sizes, stem=conv(3, 10), one=conv(3, 3), head=nn.Sequential(*head(10))), image()
+
+
+@case()
+def normalised_by_an_appended_one() -> Case:
+    """Linear attention: a constant channel is appended, and divides the others."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        x = F.pad(m.stem(x).flatten(2).transpose(1, 2), (0, 1), value=1.0)
+        return m.last(m.hidden(x[..., :-1] / x[..., -1:]).relu().mean(1))
+
+    return Function(forward, stem=conv(3, 6), hidden=nn.Linear(6, 7), last=nn.Linear(7, 4)), image(size=3)
+
+
+@case()
 def split_by_one_width() -> Case:
     """Res2Net: equal parts of a stored width, each fed to the next."""
 

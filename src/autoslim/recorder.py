@@ -25,6 +25,9 @@ End = tuple[Tensor, int]  # an axis of a tensor
 Factor = Labels | End | int
 
 
+_LONGEST = 32768
+
+
 class Unsupported(Exception):
     """A rule met a use of its operator that it does not cover; what enters is frozen."""
 
@@ -176,7 +179,9 @@ class Recorder:
         axes = self.axes.setdefault(name, [None] * tensor.ndim)
         labels = axes[axis]
         if labels is None:
-            labels = axes[axis] = self.atoms.fresh(tensor.shape[axis])
+            size = tensor.shape[axis]
+            # no layer has so many channels: whole weights flattened into a row, which cannot be told apart
+            labels = axes[axis] = self.atoms.fresh(size) if size <= _LONGEST else np.full(size, FIXED)
         return labels
 
     # --- what rules say ---

@@ -257,7 +257,7 @@ def _bounded(
 ) -> Labels | None:
     """Labels of a slice, after one of its bounds was seen to: it follows the widths, or what is before it stays."""
     before, beyond = labels[:place], labels[place:]
-    number = rec.call.number(bound)
+    number = -1 if bound == -1 else rec.call.number(bound)  # among the arguments, -1 is "to be worked out"
     if isinstance(number, Size) and number.sources:
         if rec.follow(number, beyond if bound < 0 else before):
             return taken
@@ -323,6 +323,8 @@ def _parted(rec: Recorder, func: Any, asked: Any, labels: Labels, sizes: Sequenc
         given = rec.call.given(asked) or [rec.call.number(size) for size in asked]
         if any(isinstance(number, int) for number in given):
             for number, part in zip(given, parts, strict=True):
+                if isinstance(number, Size) and number.whole is not None and number.whole == len(labels):
+                    rec.follow(number.whole, labels)  # the rest of all channels
                 if not rec.follow(number, part):
                     rec.pin_labels(part, constant, _CONSTANT_SIZE)
             return parts
@@ -704,6 +706,8 @@ def _spatial(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, 
 def _reduction(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     names = [argument.name for argument in func._schema.arguments]
     dims = _bind(func, args, kwargs, "dim")[0] if "dim" in names else None
+    if rec.operator in ("var", "std"):
+        _needs_two(rec, args[0], dims)
     _reduced(rec, args[0], dims, out)
 
 
@@ -736,11 +740,22 @@ def _reduction_with_index(rec: Recorder, func: Any, args: tuple[Any, ...], kwarg
         return
     names = [argument.name for argument in func._schema.arguments]
     dims = _bind(func, args, kwargs, "dim")[0] if "dim" in names else None
-    if func.overloadpacket.__name__ not in ("var_mean", "std_mean", "aminmax"):
+    if rec.operator in ("var_mean", "std_mean"):
+        _needs_two(rec, args[0], dims)
+    elif rec.operator != "aminmax":
         axes = range(args[0].ndim) if dims is None else [dims % args[0].ndim]
         rec.pin_axes(args[0], axes, "an index into channels is taken")
     for result in out if isinstance(out, (tuple, list)) else [out]:
         _reduced(rec, args[0], dims, result)
+
+
+def _needs_two(rec: Recorder, source: Tensor, dims: int | Sequence[int] | None) -> None:
+    """The variance of a single value is no number."""
+    if dims is not None:
+        for axis in [dims] if isinstance(dims, int) else dims:
+            labels = rec.labels(source)[axis]
+            if labels is not None and _is_cuttable(labels):
+                rec.needs.append((labels, 2))
 
 
 _ZERO_ADDS_NOTHING = ("sum", "linalg_vector_norm", "norm", "any")

@@ -39,9 +39,13 @@ Source = AttributeSource | AxisSource
 
 
 class Size(int):
-    """A whole number that is `factor` times each of its sources, given the others; without any, it was computed."""
+    """A whole number that is `factor` times each of its sources, given the others; without any, it was computed.
+
+    `whole` is what it was subtracted from, if it is a difference.
+    """
 
     sources: tuple[tuple[Source, Fraction], ...]
+    whole: Size | None = None
 
     def __new__(cls, value: int, sources: Iterable[tuple[Source, Fraction]] = ()) -> Size:
         """A size of this value with its sources, if any."""
@@ -68,6 +72,13 @@ class Size(int):
         value = int(self) // int(other)
         return Size(value, self._scaled(Fraction(1, int(other))) if value * int(other) == int(self) else ())
 
+    def __sub__(self, other: Any) -> Any:
+        if not isinstance(other, int):
+            return int(self) - other
+        rest = Size(int(self) - int(other))
+        rest.whole = self
+        return rest
+
     def __neg__(self) -> Size:
         return Size(-int(self), self._scaled(Fraction(-1)))
 
@@ -83,7 +94,7 @@ def _computed(name: str) -> Callable[[Size, Any], Any]:
     return method
 
 
-for _name in ("__add__", "__radd__", "__sub__", "__rsub__", "__rfloordiv__", "__mod__", "__rmod__"):
+for _name in ("__add__", "__radd__", "__rsub__", "__rfloordiv__", "__mod__", "__rmod__"):
     setattr(Size, _name, _computed(_name))
 
 

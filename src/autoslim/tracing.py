@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -70,6 +71,9 @@ def trace(
     """
     if not isinstance(model, nn.Module):
         raise TraceError(f"trace needs a torch.nn.Module, got {type(model).__name__}")
+    lazy = [name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if is_lazy(tensor)]
+    if lazy:
+        raise TraceError(f"{lazy[0]!r} has no shape yet: run {type(model).__name__} once on an example, then trace it")
     wishes = _Wishes.checked(model, fixed, tie, free)
     with _quiet_torch():
         subject = _prepared(model, example_input)
