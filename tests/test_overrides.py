@@ -143,4 +143,4 @@ def test_a_lazy_layer_is_refused_with_the_way_out() -> None:
     with pytest.raises(TraceError) as caught:
         trace(net, nets.image())
     assert "\n" not in str(caught.value)
-    assert "run it once" in str(caught.value)
+    assert "run Sequential once" in str(caught.value)

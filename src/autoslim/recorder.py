@@ -73,6 +73,7 @@ class Recorder:
     attributes: dict[tuple[str, str], tuple[tuple[Labels, ...], bool]] = field(default_factory=dict)
     modules: list[tuple[str, nn.Module]] = field(default_factory=list)  # the stack of modules being called
     used: set[str] = field(default_factory=set)  # parameters and buffers that were read
+    flat: set[str] = field(default_factory=set)  # parameters that are one long row
     operator: str = ""
     _labels: WeakTensorKeyDictionary = field(default_factory=WeakTensorKeyDictionary)
     _origins: WeakTensorKeyDictionary = field(default_factory=WeakTensorKeyDictionary)
@@ -182,6 +183,8 @@ class Recorder:
             size = tensor.shape[axis]
             # no layer has so many channels: whole weights flattened into a row, which cannot be told apart
             labels = axes[axis] = self.atoms.fresh(size) if size <= _LONGEST else np.full(size, FIXED)
+            if size > _LONGEST:
+                self.flat.add(name)
         return labels
 
     # --- what rules say ---
@@ -442,7 +445,5 @@ def line_of_the_user(error: BaseException | None = None) -> str:
 
 def _short_path(name: str) -> str:
     path = Path(name)
-    for base in (Path.cwd(), *(Path(entry) for entry in sys.path if entry)):
-        if path.is_relative_to(base):
-            return str(path.relative_to(base))
-    return name
+    bases = (Path.cwd(), *(Path(entry) for entry in sys.path if entry))
+    return min((str(path.relative_to(base)) for base in bases if path.is_relative_to(base)), key=len, default=name)

@@ -115,13 +115,14 @@ def inspect_report(facts: Mapping[str, Any], console: Console) -> None:
 def _frozen_table(notes: Sequence[Mapping[str, str]]) -> Table:
     """Layers frozen for the same reason on one line, with the line of code and what would help."""
     table = Table(title="frozen")
-    for name in ("layer", "why", "where", "what would help"):
+    for name in ("layer", "why"):
         table.add_column(name, overflow="fold")
     alike: dict[tuple[str, str, str], list[str]] = {}
     for note in notes:
-        alike.setdefault((note["reason"], note["line"] or note["operator"], note["remedy"]), []).append(note["name"])
-    for (reason, place, remedy), names in alike.items():
-        table.add_row("\n".join(names), reason, place, remedy)
+        alike.setdefault((note["reason"], note["line"], note["remedy"]), []).append(note["name"])
+    for (reason, line, remedy), names in alike.items():
+        lines = [reason, f"at {line}" if line else "", f"to slim it: {remedy}" if remedy else ""]
+        table.add_row("\n".join(names), "\n".join(filter(None, lines)))
     return table
 
 

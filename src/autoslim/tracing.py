@@ -39,6 +39,7 @@ from autoslim.space import Attribute, Axis, ChannelGroup, ChannelSpace, Note, Op
 ExampleInput = Tensor | tuple[Any, ...] | Mapping[str, Any]
 
 OUTPUT = "its output is an output of the network"
+_SHAPED = "keep the weight in the shape (out, in, ...)"
 _UNKNOWN = (
     "name the layer in `free` if the operator treats channels one by one; else add a rule for it (docs/tracing.md)"
 )
@@ -552,6 +553,10 @@ def _assemble(recorder: Recorder, model: nn.Module, wishes: _Wishes) -> ChannelS
         if produced is not None and not produced.groups:
             reasons = [classes.reasons[root] for root in classes.roots(op.produced) if root in classes.reasons]
             alone = "it has a single output channel" if produced.size == 1 else "its input channels stay as they are"
+            if op.weight in recorder.flat:
+                reasons = [
+                    Reason(f"{op.weight} is one long row, in which channels cannot be told apart", remedy=_SHAPED)
+                ]
             notes.setdefault(op.name, reasons[0] if reasons else Reason(alone))
     for name, _ in model.named_parameters():
         if name not in recorder.used:
