@@ -201,8 +201,9 @@ def grade(name: str, family: str = "", *, shapes_only: bool = False) -> Grade:
         row.million_params = round(sum(p.numel() for p in model.parameters()) / 1e6, 2)
         inputs, row.image, dtype = inputs_for(name, model)
         row.tolerance = TOLERANCE[dtype]
+        model = model.to(dtype)
         if not shapes_only:
-            model = randomise(model.to(dtype))
+            randomise(model)
         row.checked = "shapes" if shapes_only else "numbers"
         _measure(row, model.eval(), inputs)
     except Exception as error:

@@ -445,5 +445,7 @@ def line_of_the_user(error: BaseException | None = None) -> str:
 
 def _short_path(name: str) -> str:
     path = Path(name)
-    bases = (Path.cwd(), *(Path(entry) for entry in sys.path if entry))
+    if path.is_relative_to(Path.cwd()) and "site-packages" not in name:
+        return str(path.relative_to(Path.cwd()))
+    bases = [Path(entry) for entry in sys.path if entry]
     return min((str(path.relative_to(base)) for base in bases if path.is_relative_to(base)), key=len, default=name)
