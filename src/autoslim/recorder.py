@@ -200,6 +200,17 @@ class Recorder:
         """Tie two vectors of labels position by position."""
         return self.atoms.merge(left, right, lambda: self.reason(f"it is tied to channels that stay by {self.where}"))
 
+    def merge_rows(self, rows: Labels) -> Labels:
+        """Tie all labels within each row of a matrix; gives one label per row."""
+        first = np.ascontiguousarray(rows[:, 0])
+        if rows.shape[1] == 1:
+            return first
+        if (first == ANY).any():
+            for column in rows.T[1:]:
+                first = self.merge(first, column)
+            return first
+        return self.merge(np.repeat(first, rows.shape[1] - 1), rows[:, 1:].reshape(-1))[:: rows.shape[1] - 1]
+
     def tie_labels(self, end: End, labels: Labels) -> Labels:
         """Tie an axis to labels. The unborn axis of a parameter adopts them: no merging is needed."""
         unborn = self._unborn(*end)
@@ -311,8 +322,7 @@ class Recorder:
             if self.renumbers:
                 self.mixes("channels change their places when some are cut")
                 return [share] * count
-        for part in parts[1:]:
-            self.merge(parts[0], part)
+        self.merge_rows(np.stack(parts).T)
         return parts
 
     def _can_vary(self, source: Source) -> bool:

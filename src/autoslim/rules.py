@@ -62,10 +62,7 @@ def _pixel_shuffle(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict
     after = list(rec.labels(source))
     labels = after[source.ndim - 3]
     if labels is not None:  # all that becomes one channel lives or dies together
-        first, *others = labels.reshape(-1, factor * factor).T
-        for other in others:
-            first = rec.merge(first, other)
-        after[source.ndim - 3] = first
+        after[source.ndim - 3] = rec.merge_rows(labels.reshape(-1, factor * factor))
     after[source.ndim - 2 :] = [None, None]
     rec.set(out, after)
 
@@ -74,9 +71,7 @@ def _pixel_shuffle(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict
 def _channel_shuffle(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     labels = rec.labels(args[0])[1]
     if labels is not None:
-        first, *others = np.split(labels, args[1])  # what a view into groups does
-        for other in others:
-            rec.merge(first, other)
+        rec.merge_rows(labels.reshape(args[1], -1).T)  # what a view into groups does
     _laid_out(rec, func, args, kwargs, out, None)
 
 
@@ -156,9 +151,7 @@ def _varying_axis(rec: Recorder, plane: Tensor, given: list[int | None] | None) 
     may_follow = [dim for dim in axes if given is None or given[dim] is None or isinstance(given[dim], Size)]
     longest = max(may_follow or axes, key=lambda dim: (plane.shape[dim], dim))
     rows = plane.movedim(longest, 0).reshape(plane.shape[longest], -1).numpy()
-    labels = np.ascontiguousarray(rows[:, 0])
-    for column in range(1, rows.shape[1]):
-        labels = rec.merge(labels, rows[:, column])
+    labels = rec.merge_rows(rows)
     if given is not None and not rec.follow(given[longest], labels):
         rec.pin_labels(labels, f"{rec.where} has the constant size {given[longest]}", _CONSTANT_SIZE)
     return longest, labels
@@ -246,9 +239,9 @@ def _slice(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, An
         if step != 1:
             rec.pin_labels(labels)
         elif not rec.atoms.is_settled:  # there, what the slice took is seen where it is used
-            for bound, place in ((start, begin), (end, stop)):
+            for bound, place, is_end in ((start, begin, False), (end, stop, True)):
                 if 0 < place < size:
-                    after[dim] = _bounded(rec, labels, bound, place, after[dim], is_end=bound is end)
+                    after[dim] = _bounded(rec, labels, bound, place, after[dim], is_end=is_end)
     rec.set(out, after)
 
 
@@ -496,15 +489,10 @@ def _grouped(
             return incoming, np.tile(rec.birth(weight, 1), groups)
         rec.tie_labels((weight, 1), ranks)
         outgoing = rec.birth(weight, 0)
-        first, *others = np.split(outgoing, groups)
-        for other in others:
-            rec.merge(first, other)
+        rec.merge_rows(outgoing.reshape(groups, -1).T)
         return incoming, outgoing
     rec.pin_axes(weight, [1])
-    whole = incoming.reshape(groups, in_each)
-    each = whole[:, 0]
-    for column in range(1, in_each):
-        each = rec.merge(each, whole[:, column])
+    each = rec.merge_rows(incoming.reshape(groups, in_each))
     if not rec.follow(rec.call.argument(6, "groups"), each):
         rec.pin_labels(each, f"{rec.where} has a constant number of groups", _CONSTANT_SIZE)
     out_each = weight.shape[1] if transposed else weight.shape[0] // groups
@@ -659,10 +647,8 @@ def _group_norm(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[st
     number = rec.call.argument(1, "num_groups")
     each = len(labels) // groups
     if groups > each and isinstance(number, Size) and number.sources and not rec.atoms.is_settled:
-        first, *others = labels.reshape(groups, each).T  # whole groups are cut: the others are normalised as before
-        for other in others:
-            first = rec.merge(first, other)
-        rec.follow(number, first)
+        # whole groups are cut: the others are normalised as before
+        rec.follow(number, rec.merge_rows(labels.reshape(groups, each)))
     else:
         if _is_cuttable(labels):
             rec.mixes()
