@@ -77,3 +77,53 @@ def test_subnets_survive_saving_and_exporting(name: str, tmp_path: Path) -> None
         assert torch.allclose(program.module()(inputs), expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
     export.export_onnx(subnet, inputs, tmp_path / "net.onnx")
     assert export.verify_onnx(tmp_path / "net.onnx", subnet, inputs) < 1e-3
+
+
+def test_the_page_of_the_zoo_counts_grades_and_lists_what_is_not_a() -> None:
+    import dataclasses
+
+    import zoo
+
+    rows = [
+        grading.Grade(
+            "timm:resnet18", "timm resnet", identity="yes", run="yes", zeroed="yes", backward="yes", cuttable=1.0
+        ),
+        grading.Grade("timm:resnet34", "timm resnet", failure="no result within 300 s"),
+        grading.Grade(
+            "timm:vit_tiny", "timm vision_transformer", identity="yes", run="yes", zeroed="n/a", backward="yes"
+        ),
+    ]
+    text = zoo.page([dataclasses.asdict(row.judge()) for row in rows])
+    assert [row.grade for row in rows] == ["A", "F", "C"]
+    assert "| timm resnet | 2 | 1 | 0 | 0 | 1 |" in text
+    assert "| timm:resnet34 | F |" in text
+    assert "no result within 300 s" in text
+    assert "| timm:vit_tiny | C |" in text
+
+
+def test_a_wrong_or_slow_model_is_graded_f() -> None:
+    row = grading.Grade("x", identity="yes", run="yes", zeroed="no", backward="yes", cuttable=1.0)
+    assert row.judge().grade == "F"
+    row.zeroed, row.trace_s = "yes", 11.0
+    assert row.judge().grade == "F"
+    row.trace_s = 1.0
+    assert row.judge().grade == "A"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_grading_sees_a_wrong_space(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The checks can fail: with the positions of one consumer reversed they do."""
+    import dataclasses as dc
+
+    from autoslim.space import Axis
+
+    def wrong(model: Any, inputs: Any) -> autoslim.ChannelSpace:
+        space = autoslim.trace(model, inputs)
+        name = "layer1.0.conv2.weight"
+        out, axis, *rest = space.parameters[name]
+        ranks = [(span.group, span.start + i * span.step) for span in axis.spans for i in range(span.count)]
+        return dc.replace(space, parameters={**space.parameters, name: (out, Axis.from_ranks(reversed(ranks)), *rest)})
+
+    monkeypatch.setattr(grading, "trace", wrong)
+    row = grading.grade("torchvision:resnet18")
+    assert (row.grade, row.run, row.zeroed) == ("F", "yes", "no")
