@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import random
 import statistics
 import time
@@ -15,6 +16,7 @@ from torch import nn
 import nets
 from autoslim import ChannelSpace, extract, trace
 from autoslim.errors import TraceError
+from autoslim.rules import _viewed_together
 
 
 def reasons(space: ChannelSpace) -> dict[str, str]:
@@ -203,3 +205,31 @@ def test_a_group_of_a_grouped_convolution_is_cut_whole() -> None:
     space = trace(net, inputs)
     assert space.groups["0.0"].choices == (3, 6, 9, 12)
     assert trace(*nets.build("grouped_and_shuffled")).groups["one.0"].choices == (9, 18, 27)
+
+
+def test_a_batch_of_nothing_is_traced_like_a_batch_of_one() -> None:
+    net, _ = nets.build("flattened")
+    assert trace(net, torch.zeros(0, 3, 8, 8).double()).groups == trace(net, torch.zeros(1, 3, 8, 8).double()).groups
+
+
+def test_views_hold_the_same_elements() -> None:
+    rng = random.Random(0)
+
+    def shape(elements: int) -> list[int]:
+        found = []
+        while elements > 1:
+            size = rng.choice([n for n in range(2, elements + 1) if elements % n == 0])
+            found.append(size)
+            elements //= size
+        for _ in range(rng.randint(0, 2)):
+            found.insert(rng.randint(0, len(found)), 1)
+        return found or [1]
+
+    for _ in range(2000):
+        elements = rng.choice([1, 2, 6, 12, 24, 36, 64])
+        old, new = shape(elements), shape(elements)
+        for dim in range(len(old)):
+            left, right = _viewed_together(old, new, dim)
+            assert dim in left
+            assert math.prod(old[axis] for axis in left) == math.prod(new[axis] for axis in right)
+            assert math.prod(old[: left.start]) == math.prod(new[: right.start])

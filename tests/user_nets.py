@@ -388,6 +388,22 @@ def einsum_of_axes() -> Case:
 
 
 @case()
+def picked_and_put() -> Case:
+    """Rows are picked by an index or a mask and written into a tensor made for them, as detectors do with regions."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        x = m.stem(x)
+        rows = torch.cat([x[:, :, ::2, ::2], x[:, :, 1::2, 1::2]])
+        result = torch.zeros((rows.shape[0], x.shape[1], 4, 4), dtype=x.dtype, device=x.device)
+        order = torch.arange(rows.shape[0], device=x.device)
+        result[order.flip(0)] = rows[order]
+        return m.head(m.one(result.index_select(0, order[: x.shape[0]])))
+
+    net = Function(forward, stem=conv(3, 8), one=conv(8, 6), head=nn.Sequential(*head(6)))
+    return net, image()
+
+
+@case()
 def unfolded() -> Case:
     def forward(m: Any, x: Tensor) -> Tensor:
         x = m.stem(x)

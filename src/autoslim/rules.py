@@ -77,7 +77,9 @@ def _channel_shuffle(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: di
 
 @_rule("view", "_unsafe_view", "reshape", "_reshape_alias", "unflatten", "flatten", "view_as", "ravel")
 def _view(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-    _laid_out(rec, func, args, kwargs, out, rec.call.given(out.shape))
+    if out.dtype != args[0].dtype:
+        raise Unsupported("a view as another type")
+    _laid_out(rec, func, args, kwargs, out, rec.call.given(out.shape), is_view=True)
 
 
 @_rule("repeat", "tile")
@@ -92,25 +94,37 @@ def _repeat(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, A
 
 
 def _laid_out(
-    rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any, given: list[int | None] | None
+    rec: Recorder,
+    func: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    out: Any,
+    given: list[int | None] | None,
+    *,
+    is_view: bool = False,
 ) -> None:
-    """Run the operator on a plane of labels for each axis. `given`: the sizes asked for, as far as they are known."""
+    """Run the operator on a plane of labels for each axis. `given`: the sizes asked for, as far as they are known.
+
+    Of a view, only the axes that are viewed together with the labelled one matter.
+    """
     source = args[0]
     rec.inherit(source, out)
     before = rec.labels(source)
     after: list[Labels | None] = [None] * out.ndim
     loose = False
+    sizes, new_sizes = (
+        [size or 1 for size in shape] for shape in (source.shape, out.shape)
+    )  # no region, say, is like one
     for dim, labels in enumerate(before):
         if labels is None or (labels == FIXED).all():
             continue
-        shape = [1] * source.ndim
-        shape[dim] = -1
-        plane = torch.from_numpy(rec.atoms.find(labels)).view(shape).expand(source.shape)
-        try:
-            moved = func(plane, *args[1:], **kwargs)
-        except RuntimeError:  # a view that expanded memory does not allow
-            moved = func(plane.contiguous(), *args[1:], **kwargs)
-        found = _varying_axis(rec, moved, given)
+        old, new = _viewed_together(sizes, new_sizes, dim) if is_view else (range(source.ndim), range(out.ndim))
+        shape = [1] * len(old)
+        shape[dim - old.start] = -1
+        plane = torch.from_numpy(rec.atoms.find(labels)).view(shape).expand(sizes[old.start : old.stop])
+        moved = plane.reshape(new_sizes[new.start : new.stop]) if is_view else func(plane, *args[1:], **kwargs)
+        found = _varying_axis(rec, moved, given and given[new.start : new.stop])
+        found = found and (found[0] + new.start, found[1])
         if found is None:
             # a single class along the whole axis: it cannot be said which axis carries it now
             loose = loose or len(labels) == 1 or rec.atoms.is_settled or bool((labels == ANY).all())
@@ -129,14 +143,26 @@ def _laid_out(
     rec.set(out, after)
 
 
+def _viewed_together(old: Sequence[int], new: Sequence[int], dim: int) -> tuple[range, range]:
+    """The smallest runs of axes of a view that hold the same elements and include axis `dim` of the old shape."""
+    start_old = start_new = end_old = end_new = 0
+    while end_old <= dim:
+        start_old, start_new = end_old, end_new
+        end_old, size_old, size_new = end_old + 1, old[end_old], 1
+        while size_new != size_old or (end_old == len(old) and end_new < len(new)):
+            if size_new < size_old or end_old == len(old):
+                size_new, end_new = size_new * new[end_new], end_new + 1
+            else:
+                size_old, end_old = size_old * old[end_old], end_old + 1
+    return range(start_old, end_old), range(start_new, end_new)
+
+
 def _varying_axis(rec: Recorder, plane: Tensor, given: list[int | None] | None) -> tuple[int, Labels] | None:
     """The axis along which the labels of a plane vary, and its labels; None if they are all equal.
 
     Labels that vary along several axes (a channel axis broken apart by a view) are tied, so that they vary along the
     longest of them only whose size may follow: all parts then keep the same ranks.
     """
-    if plane.numel() == 0:
-        return None
     for dim in range(plane.ndim):  # what does not vary is shrunk to one position
         if plane.shape[dim] > 1 and plane.stride(dim) == 0:
             plane = plane.narrow(dim, 0, 1)
@@ -695,6 +721,57 @@ def _reduction(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str
     if rec.operator in ("var", "std"):
         _needs_two(rec, args[0], dims)
     _reduced(rec, args[0], dims, out)
+
+
+@_rule("index", "_unsafe_index")
+def _index(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    source, (taken, rest) = args[0], _indexed(args[0], args[1])
+    rec.pin_axes(source, taken)
+    labels = rec.labels(source)
+    at = taken[0] if taken and taken == list(range(taken[0], taken[-1] + 1)) else 0  # apart, they come first
+    after = [labels[axis] for axis in rest]
+    rec.set(out, [*after[:at], *[None] * (out.ndim - len(rest)), *after[at:]])
+
+
+@_rule("index_put", "_unsafe_index_put")
+def _index_put(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    target, values = args[0], args[2]
+    taken, rest = _indexed(target, args[1])
+    rec.pin_axes(target, taken)
+    after = list(rec.labels(target))
+    if rest and rest == list(range(target.ndim - len(rest), target.ndim)):  # whole trailing axes are written
+        for axis in rest:
+            place = values.ndim - target.ndim + axis
+            if place >= 0 and values.shape[place] == target.shape[axis]:
+                after[axis] = rec.tie([(target, axis), (values, place)])
+    elif any(_is_cuttable(labels) for tensor in (target, values) for labels in rec.labels(tensor)):
+        raise Unsupported("an assignment to places along several axes")
+    if out is target:
+        rec.overwrite(out, after)
+    else:
+        rec.set(out, after)
+
+
+def _indexed(source: Tensor, indices: Sequence[Tensor | None]) -> tuple[list[int], list[int]]:
+    """Axes that are indexed, and the others. A mask takes as many axes as it has."""
+    taken, axis = list[int](), 0
+    for index in indices:
+        length = index.ndim if index is not None and index.dtype in (torch.bool, torch.uint8) else 1
+        if index is not None:
+            taken += range(axis, axis + length)
+        axis += length
+    return taken, [axis for axis in range(source.ndim) if axis not in taken]
+
+
+@_rule("index_select", "gather", "take_along_dim")
+def _gather(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    source, dim = _bind(func, args, kwargs, "self", "dim")
+    rec.pin_axes(source, [dim % source.ndim])
+    if out.ndim == source.ndim:
+        labels = rec.labels(source)
+        same = [out.shape[axis] == source.shape[axis] for axis in range(out.ndim)]
+        rec.pin_axes(source, [axis for axis in range(out.ndim) if not same[axis]])
+        rec.set(out, [labels[axis] if same[axis] and axis != dim % source.ndim else None for axis in range(out.ndim)])
 
 
 @_rule("im2col")
