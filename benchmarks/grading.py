@@ -26,11 +26,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from autoslim import ChannelSpace, MacCost, Supernet, extract, trace
 from autoslim.slicing import copy_module
-from autoslim.tracing import OUTPUT
+from autoslim.tracing import OUTPUT, tensors_in
 
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}
 SIZES = (64, 96, 128, 160, 192, 224, 256, 288, 299, 320, 331, 384, 448, 512)
@@ -276,12 +276,7 @@ def check_numbers(row: Grade, model: nn.Module, space: ChannelSpace, inputs: Inp
 def outputs_of(net: Callable[..., Any], inputs: Inputs) -> list[Tensor]:
     """Every tensor that the net gives."""
     torch.manual_seed(0)
-    found = _tensors(net(*inputs))
-    return [leaf.to(torch.float64) for leaf in found]
-
-
-def _tensors(output: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+    return [leaf.to(torch.float64) for leaf in tensors_in(net(*inputs))]
 
 
 def difference(one: list[Tensor], other: list[Tensor]) -> float:
@@ -317,7 +312,7 @@ def unreached(model: nn.Module, inputs: Inputs) -> set[str]:
     model.train().eval()  # lets go of what a model keeps from a forward pass without gradients
     model.requires_grad_(True).zero_grad(set_to_none=True)
     torch.manual_seed(0)
-    outputs = [out for out in _tensors(model(*inputs)) if out.requires_grad]
+    outputs = [out for out in tensors_in(model(*inputs)) if out.requires_grad]
     if outputs:
         torch.stack([out.double().sum() for out in outputs]).sum().backward()
     found = {name for name, parameter in model.named_parameters() if parameter.grad is None}
@@ -338,7 +333,7 @@ def _unreached_on_meta(model: nn.Module, inputs: Inputs) -> set[str]:
 
 
 def torchvision_models() -> dict[str, str]:
-    """Name -> family of every torchvision model, quantised ones aside (they are float models with stubs, see tests)."""
+    """Name -> family of every torchvision model; quantised ones are float models with stubs."""
     from torchvision import models
 
     found = {}

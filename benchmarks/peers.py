@@ -129,10 +129,11 @@ def outputs_of_layer(module: Any) -> int:
 def measure(name: str, tool: str) -> dict[str, Any]:
     warnings.filterwarnings("ignore")
     sys.path.insert(0, str(Path(__file__).resolve().parent))
-    import grading
     import torch
     from torch import nn
     from torch.utils.flop_counter import FlopCounterMode
+
+    import grading
 
     torch.set_num_threads(1)
     model = grading.build(name)

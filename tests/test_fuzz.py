@@ -15,7 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import nets
 from autoslim import MacCost, Supernet, extract, trace
-from test_laws import call, difference, zeroed
+from grading import zeroed
+from test_laws import call, difference
 
 Step = tuple[nn.Module, int]  # a module, and how many channels it gives
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -29,9 +29,10 @@ from autoslim import (
     trace,
     zoo,
 )
-from autoslim.slicing import copy_module, cut
+from autoslim.slicing import cut
 from autoslim.space import Axis
 from autoslim.tracing import split_input, tensors_in
+from grading import zeroed
 
 TORCHVISION = (
     *("resnet50", "mobilenet_v2", "mobilenet_v3_large", "mnasnet1_0", "shufflenet_v2_x1_0", "densenet121", "vgg11_bn"),
@@ -81,21 +82,6 @@ def difference(one: list[Tensor], other: list[Tensor]) -> float:
         float((a - b).detach().abs().max() / b.detach().abs().max().clamp_min(1.0))
         for a, b in zip(one, other, strict=True)
     )
-
-
-def zeroed(net: nn.Module, space: ChannelSpace, widths: Mapping[str, int]) -> nn.Module:
-    """The full net with every weight that the subnet leaves out set to zero."""
-
-    def convert(name: str, tensor: Tensor) -> Tensor:
-        tensor = tensor.clone()
-        for dim, axis in enumerate(space.parameters.get(name, ())):
-            if axis.groups:
-                dropped = torch.ones(axis.size, dtype=torch.bool)
-                dropped[list(axis.positions(widths))] = False
-                tensor.movedim(dim, 0)[dropped] = 0
-        return tensor
-
-    return copy_module(net, convert)
 
 
 # nets that compute with functions, where no hook sees what comes out, and one in which torch counts no product by one

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ from autoslim import export
 
 pytest.importorskip("timm")
 pytest.importorskip("torchvision")
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 import grading
 
 TIMM = (
