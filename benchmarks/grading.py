@@ -15,12 +15,13 @@ A: 1-5 hold and (cuttable >= 0.95 or left at half <= 0.30). B: 1-5 hold, cuttabl
 
 from __future__ import annotations
 
+import functools
 import math
 import random
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -80,25 +81,18 @@ class Grade:
 # --- models ------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Subject:
-    """A model and the inputs it is graded on."""
-
-    model: nn.Module
-    inputs: Inputs
-    side: int
-    unused: frozenset[str] = field(default_factory=frozenset)
-
-
 def build(name: str, *, device: str = "cpu") -> nn.Module:
-    """`timm:NAME` or `torchvision:NAME`, with whatever was in memory as weights: `randomise` draws them."""
+    """`timm:NAME` or `torchvision:NAME`, with whatever was in memory as weights: `randomise` draws them.
+
+    A timm model made for images of one size only is made for the smallest that it can be made for.
+    """
     family, _, short = name.partition(":")
     with warnings.catch_warnings(), torch.device(device), _NoInitialisation():
         warnings.simplefilter("ignore")
         if family == "timm":
             import timm
 
-            return timm.create_model(short, pretrained=False)
+            return timm.create_model(short, pretrained=False, **_made_for(short))
         from torchvision import models
 
         options: dict[str, Any] = {"init_weights": False} if short in ("googlenet", "inception_v3") else {}
@@ -109,6 +103,25 @@ def build(name: str, *, device: str = "cpu") -> nn.Module:
         elif is_segmentation(name):
             options["weights_backbone"] = None
         return models.get_model(short, weights=None, **options)
+
+
+@functools.cache
+def _made_for(short: str) -> dict[str, int]:
+    """`img_size=` of the smallest images that the timm model can be made for; nothing if it takes any or has no choice."""
+    import timm
+
+    config = timm.get_pretrained_cfg(short)
+    if config is None or not config.fixed_input_size:
+        return {}
+    for side in SIZES:
+        if side < max(config.input_size[1:]):
+            try:
+                with torch.device("meta"), torch.no_grad():
+                    timm.create_model(short, img_size=side).eval()(torch.empty(1, config.input_size[0], side, side))
+            except Exception:  # noqa: S112 - whatever it does not like about the size, a larger one may do
+                continue
+            return {"img_size": side}
+    return {}
 
 
 def is_detection(name: str) -> bool:
@@ -159,7 +172,8 @@ def inputs_for(name: str, model: nn.Module) -> tuple[Inputs, int, torch.dtype]:
         return (images,), DETECTION_SIDE, torch.float64
     config = getattr(model, "default_cfg", {})
     channels, usual, _ = config.get("input_size", (3, 224, 224))
-    sizes = [usual] if config.get("fixed_input_size") else [*SIZES, usual]
+    sizes = [*_made_for(name.removeprefix("timm:")).values()] if config.get("fixed_input_size") else [*SIZES]
+    sizes.append(usual)
     for dtype in (torch.float64, torch.float32):
         probe = copy_module(model, lambda _, tensor: torch.empty_like(tensor, device="meta")).to(dtype).eval()
         for side in sizes:
