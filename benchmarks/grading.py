@@ -35,7 +35,7 @@ from autoslim.tracing import OUTPUT, tensors_in
 
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}
 SIZES = (64, 96, 128, 160, 192, 224, 256, 288, 299, 320, 331, 384, 448, 512)
-LARGE = 150e6  # parameters beyond which a model is graded alone
+LARGE = 300e6  # parameters beyond which a model is graded alone
 TOO_LARGE = 420e6  # ... and beyond which its numbers do not fit into 20 GB in double precision
 DETECTION_SIDE = 96
 
@@ -84,7 +84,7 @@ class Grade:
 def build(name: str, *, device: str = "cpu") -> nn.Module:
     """`timm:NAME` or `torchvision:NAME`, with whatever was in memory as weights: `randomise` draws them.
 
-    A timm model made for images of one size only is made for the smallest that it can be made for.
+    A model made for images of one size only is made for the smallest that it can be made for.
     """
     family, _, short = name.partition(":")
     with warnings.catch_warnings(), torch.device(device), _NoInitialisation():
@@ -96,6 +96,8 @@ def build(name: str, *, device: str = "cpu") -> nn.Module:
         from torchvision import models
 
         options: dict[str, Any] = {"init_weights": False} if short in ("googlenet", "inception_v3") else {}
+        if short.startswith("vit_"):
+            options["image_size"] = SIZES[0]
         if is_detection(name):
             options["weights_backbone"] = None
             if "ssd" not in short:
@@ -118,7 +120,7 @@ def _made_for(short: str) -> dict[str, int]:
             try:
                 with torch.device("meta"), torch.no_grad():
                     timm.create_model(short, img_size=side).eval()(torch.empty(1, config.input_size[0], side, side))
-            except Exception:  # noqa: S112 - whatever it does not like about the size, a larger one may do
+            except Exception:  # whatever it does not like about the size, a larger one may do
                 continue
             return {"img_size": side}
     return {}

@@ -86,7 +86,13 @@ def difference(one: list[Tensor], other: list[Tensor]) -> float:
 
 # nets that compute with functions, where no hook sees what comes out, and one in which torch counts no product by one
 NO_MODULES = {"functional", "embedding_shared_with_the_output", "multihead_attention", "blur_from_a_buffer"}
-NO_MODULES |= {"parameters_in_a_list", "einsum_of_axes", "weight_standardised", "recurrent"}
+NO_MODULES |= {
+    "parameters_in_a_list",
+    "einsum_of_axes",
+    "weight_standardised",
+    "recurrent",
+    "recurrent_in_both_directions",
+}
 NOT_COUNTED = {"einsum_of_axes"}
 
 

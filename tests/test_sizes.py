@@ -90,6 +90,7 @@ def test_the_arguments_of_a_view_are_told_apart() -> None:
         ("heads_in_attributes", "head_dim", 1),
         ("flattened_by_a_stored_size", "channels", 1),
         ("hidden_state_made_in_forward", "hidden", 1),
+        ("insists_on_its_channels", "embed_dim", 1),
     ],
 )
 def test_attributes_follow_in_the_extracted_net_and_come_back_in_place(
@@ -112,6 +113,29 @@ def test_a_constant_freezes_and_says_where_and_what_would_help() -> None:
     assert note.line.startswith("tests/nets.py:")
     assert "view" in note.operator
     assert "attribute of the module" in note.remedy
+
+
+def test_arithmetic_with_a_number_of_channels_is_reported() -> None:
+    (remark,) = {text.split(" at ")[0] for text in trace(*nets.build("insists_on_its_channels")).mixing}
+    assert remark == "the number of channels enters the arithmetic"
+
+
+def test_a_recurrent_layer_costs_no_more_to_trace_for_a_long_sequence() -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        return m.last(m.lstm(m.mixed(m.stem(x)).flatten(2).transpose(1, 2))[0].mean(1))
+
+    def operations(size: int) -> int:
+        net = user_nets.Sized(
+            forward,
+            {},
+            stem=nn.Conv2d(3, 4, 1),
+            mixed=nn.Conv2d(4, 4, 1),
+            lstm=nn.LSTM(4, 5, batch_first=True),
+            last=nn.Linear(5, 2),
+        )
+        return len(trace(net, torch.zeros(1, 3, size, size)).operations)
+
+    assert operations(40) == operations(2)
 
 
 def test_one_attribute_that_two_layers_rely_on_ties_them() -> None:

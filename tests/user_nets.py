@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import warnings
 from dataclasses import dataclass
@@ -460,6 +461,41 @@ def recurrent() -> Case:
         last=nn.Linear(4, 3),
     )
     return net, image(size=3)
+
+
+@case(zeroable=False)
+def recurrent_in_both_directions() -> Case:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        x = m.stem(x).flatten(2).permute(2, 0, 1)
+        x, _ = m.lstm(m.proj(x))
+        return m.last(m.gru(x)[0].mean(0))
+
+    net = Function(
+        forward,
+        stem=conv(3, 8),
+        proj=nn.Linear(8, 6),
+        lstm=nn.LSTM(6, 5, num_layers=2, bidirectional=True, proj_size=3),
+        gru=nn.GRU(6, 4, bidirectional=True, bias=False),
+        last=nn.Linear(8, 3),
+    )
+    return net, image(size=3)
+
+
+@case(zeroable=False)
+def insists_on_its_channels() -> Case:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        x = m.one(x)
+        _, channels, _, _ = x.shape
+        assert channels == m.channels, "channels"
+        x = m.two(x / math.sqrt(channels))
+        if x.shape[1] != m.embed_dim:
+            raise ValueError("embed_dim")
+        return m.last(x.flatten(2).mean(2) * channels**-0.5)
+
+    net = Sized(
+        forward, {"channels": 8, "embed_dim": 10}, one=conv(3, 8), two=nn.Conv2d(8, 10, 3), last=nn.Linear(10, 4)
+    )
+    return net, image()
 
 
 @case()

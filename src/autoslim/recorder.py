@@ -198,6 +198,8 @@ class Recorder:
 
     def merge(self, left: Labels, right: Labels) -> Labels:
         """Tie two vectors of labels position by position."""
+        if left is right:
+            return left
         return self.atoms.merge(left, right, lambda: self.reason(f"it is tied to channels that stay by {self.where}"))
 
     def merge_rows(self, rows: Labels) -> Labels:
@@ -251,7 +253,8 @@ class Recorder:
 
     def pin(self, tensor: Tensor, text: str, remedy: str = "") -> None:
         """Nothing of this tensor can ever be cut."""
-        self.pin_axes(tensor, range(tensor.ndim), text, remedy)
+        if id(tensor) in self.names or tensor in self._labels:
+            self.pin_axes(tensor, range(tensor.ndim), text, remedy)
 
     def passes_freely(self, *arguments: Any) -> bool:
         """May channels pass through an operator without a rule, since the user said so of the layers they come from?"""
@@ -297,6 +300,23 @@ class Recorder:
                 self._follows(source, wanted)
                 return True
         return not number.sources
+
+    def found_equal(self, one: Size, other: Size) -> None:
+        """What the code insists on, `assert x.shape[1] == self.channels`, is to stay true: the number follows."""
+        for number, axes in ((one, other), (other, one)):
+            for source, factor in axes.sources:
+                if isinstance(source, AxisSource) and factor == 1 and not self._counts_an_axis(number):
+                    labels = self.vector(source.tensor, source.axis)
+                    if labels is not None:
+                        self.follow(number, labels)
+
+    def made_a_number(self, size: Size) -> None:
+        """What is computed from a number of channels differs when some are cut from when they are zero."""
+        if self._counts_an_axis(size):
+            self.mixing.setdefault(f"the number of channels enters the arithmetic at {line_of_the_user()}")
+
+    def _counts_an_axis(self, number: Size) -> bool:
+        return any(isinstance(source, AxisSource) and self._can_vary(source) for source, _ in number.sources)
 
     def made(self, number: int | None, size: int) -> Labels:
         """Labels of an axis made with a given size: if the size has a source, it is to follow."""

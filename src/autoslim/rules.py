@@ -112,9 +112,7 @@ def _laid_out(
     before = rec.labels(source)
     after: list[Labels | None] = [None] * out.ndim
     loose = False
-    sizes, new_sizes = (
-        [size or 1 for size in shape] for shape in (source.shape, out.shape)
-    )  # no region, say, is like one
+    sizes, new_sizes = _as_if_filled(source.shape, out.shape, is_view)
     for dim, labels in enumerate(before):
         if labels is None or (labels == FIXED).all():
             continue
@@ -125,6 +123,9 @@ def _laid_out(
         moved = plane.reshape(new_sizes[new.start : new.stop]) if is_view else func(plane, *args[1:], **kwargs)
         found = _varying_axis(rec, moved, given and given[new.start : new.stop])
         found = found and (found[0] + new.start, found[1])
+        if found and len(found[1]) != out.shape[found[0]]:
+            rec.pin_labels(labels)  # flattened into an axis without elements: with other values there may be some
+            continue
         if found is None:
             # a single class along the whole axis: it cannot be said which axis carries it now
             loose = loose or len(labels) == 1 or rec.atoms.is_settled or bool((labels == ANY).all())
@@ -141,6 +142,18 @@ def _laid_out(
     if loose:
         after = [np.full(n, ANY) if entry is None else entry for entry, n in zip(after, out.shape, strict=True)]
     rec.set(out, after)
+
+
+def _as_if_filled(old: Sequence[int], new: Sequence[int], is_view: bool) -> tuple[list[int], list[int]]:
+    """The shapes before and after an operator; where there are no elements (no region found, say) as if there were."""
+    shapes = [size or 1 for size in old], [size or 1 for size in new]
+    if not is_view:
+        return shapes
+    larger = math.lcm(*map(math.prod, shapes))
+    for sizes, filled in zip((old, new), shapes, strict=True):
+        if 0 in sizes:
+            filled[list(sizes).index(0)] = larger // math.prod(filled)
+    return shapes
 
 
 def _viewed_together(old: Sequence[int], new: Sequence[int], dim: int) -> tuple[range, range]:

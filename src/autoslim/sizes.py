@@ -8,9 +8,10 @@ itself (taken from another tensor), one that can be made to (kept in an attribut
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +37,19 @@ class AxisSource:
 
 
 Source = AttributeSource | AxisSource
+
+
+class Listener(Protocol):
+    """Is told what a model's code does with sizes apart from giving them to operators."""
+
+    def found_equal(self, one: Size, other: Size) -> None:
+        """Two sizes are compared, as in `assert x.shape[1] == self.channels`, and are equal."""
+
+    def made_a_number(self, size: Size) -> None:
+        """A size enters the arithmetic, as in `x / math.sqrt(x.shape[1])`."""
+
+
+_listener: ContextVar[Listener | None] = ContextVar("listener", default=None)
 
 
 class Size(int):
@@ -81,6 +95,33 @@ class Size(int):
 
     def __neg__(self) -> Size:
         return Size(-int(self), self._scaled(Fraction(-1)))
+
+    def __eq__(self, other: object) -> bool:
+        equal = int(self) == other
+        listener = _listener.get()
+        if equal and isinstance(other, Size) and listener is not None:
+            listener.found_equal(self, other)
+        return equal
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    __hash__ = int.__hash__
+
+    def __float__(self) -> float:
+        listener = _listener.get()
+        if listener is not None:
+            listener.made_a_number(self)
+        return float(int(self))
+
+    def __truediv__(self, other: Any) -> Any:
+        return float(self) / other
+
+    def __rtruediv__(self, other: Any) -> Any:
+        return other / float(self)
+
+    def __pow__(self, other: Any, modulo: Any = None) -> Any:
+        return pow(int(self), other, modulo) if isinstance(other, int) and other >= 0 else float(self) ** other
 
 
 def _computed(name: str) -> Callable[[Size, Any], Any]:
@@ -160,12 +201,21 @@ def _knowledge(number: int) -> int:
 
 
 class SizeMode(TorchFunctionMode):
-    """Keeps `call` up to date, and gives the shapes of tensors as `Size`s."""
+    """Keeps `call` up to date, gives the shapes of tensors as `Size`s, and lets `listener` hear of them."""
 
-    def __init__(self, call: Call, is_labelled: Callable[[Tensor, int], bool]) -> None:
+    def __init__(self, call: Call, is_labelled: Callable[[Tensor, int], bool], listener: Listener) -> None:
         super().__init__()
         self._call = call
         self._is_labelled = is_labelled
+        self._listener = listener
+
+    def __enter__(self) -> Any:
+        _listener.set(self._listener)
+        return super().__enter__()  # type: ignore[no-untyped-call]  # torch's own base
+
+    def __exit__(self, *details: Any) -> Any:
+        _listener.set(None)
+        return super().__exit__(*details)  # type: ignore[no-untyped-call]
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -174,9 +224,15 @@ class SizeMode(TorchFunctionMode):
         call = self._call
         before = call.name, call.args, call.kwargs
         call.name, call.args, call.kwargs = getattr(func, "__name__", ""), args, kwargs
+        if call.name.strip("_") in _ARITHMETIC:
+            for operand in args:
+                if isinstance(operand, Size):
+                    self._listener.made_a_number(operand)
+        _listener.set(None)  # what the rules compare is nobody's business
         try:
             return func(*args, **kwargs)
         finally:
+            _listener.set(self._listener)
             call.name, call.args, call.kwargs = before
 
     def _shape(self, tensor: Tensor, shape: Any, *dim: int) -> Any:
@@ -191,6 +247,12 @@ class SizeMode(TorchFunctionMode):
 
 
 _SHAPE: Any = torch.Tensor.shape
+_ARITHMETIC = frozenset(
+    (
+        *("tensor", "scalar_tensor", "as_tensor", "add", "radd", "iadd", "sub", "rsub", "isub", "mul", "rmul", "imul"),
+        *("div", "true_divide", "truediv", "rtruediv", "itruediv", "pow", "rpow"),
+    )
+)
 
 
 def _numbers(arguments: Iterable[Any]) -> Iterator[int | None]:

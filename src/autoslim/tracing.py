@@ -31,7 +31,7 @@ from autoslim.atoms import FIXED, Atoms, Labels, Mismatch, SettledAtoms
 from autoslim.errors import TraceError, nearest
 from autoslim.recorder import RawOperation, Recorder, Unsupported, line_of_the_user
 from autoslim.rules import Rule, find_rule, pass_freely
-from autoslim.shortcuts import Shortcuts, shaped
+from autoslim.shortcuts import NoDetours, NoUnrolling, Shortcuts, shaped
 from autoslim.sizes import SizeMode, mark_attributes
 from autoslim.slicing import copy_module, extract
 from autoslim.space import Attribute, Axis, ChannelGroup, ChannelSpace, Note, Operation, Reason, Widths
@@ -164,7 +164,14 @@ class _Pass:
     kwargs: dict[str, Any]
     fake: FakeTensorMode | None = None
 
-    def on(self, model: nn.Module, *modes: AbstractContextManager[Any]) -> Any:
+    @property
+    def is_real(self) -> bool:
+        """Is there anything but shapes?"""
+        return self.fake is None and not any(
+            leaf.is_meta for leaf in tree_leaves((self.args, self.kwargs)) if isinstance(leaf, Tensor)
+        )
+
+    def on(self, model: nn.Module, *modes: AbstractContextManager[Any] | None) -> Any:
         """The output of a model, under some modes. Random numbers are the same each time, so that its path is."""
         model.train(self.training)
         random.seed(0)
@@ -172,7 +179,14 @@ class _Pass:
         torch.default_generator.manual_seed(0)  # that of the CPU alone
         with ExitStack() as stack:
             stack.enter_context(torch.no_grad())
-            for mode in (self.fake, *modes):
+            kept = (
+                NoDetours()
+                if self.is_real
+                else NoUnrolling()
+                if any(isinstance(module, nn.RNNBase) for module in model.modules())
+                else None
+            )
+            for mode in (self.fake, kept, *modes):
                 if mode is not None:
                     stack.enter_context(mode)
             return model(*self.args, **self.kwargs)
@@ -216,6 +230,10 @@ class _OperatorError(Exception):
         self.labels = labels
 
 
+# recurrent layers hold their weights in a second list, which does not follow; attention insists on its embed_dim
+_KEEP_SIZES = (nn.RNNBase, nn.MultiheadAttention)
+
+
 class _LabelMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own base
     """Runs the rule of each operator after it."""
 
@@ -251,14 +269,14 @@ class _LabelMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
         recorder = self.recorder
         unknown = f"the operator {recorder.operator} is not understood"
         inside = recorder.modules[-1][1] if recorder.modules else None
-        is_recurrent = isinstance(inside, nn.RNNBase)  # its weights are held in a second list, which does not follow
-        if is_recurrent:
-            self._pin((args, kwargs), f"a recurrent layer ({type(inside).__name__}) keeps its sizes")
+        keeps_sizes = f"nn.{type(inside).__name__} keeps its sizes" if isinstance(inside, _KEEP_SIZES) else ""
+        if keeps_sizes:
+            self._pin((args, kwargs), keeps_sizes)
         try:
             if rule is not None:
                 rule(recorder, func, args, kwargs, result)
-                if is_recurrent:
-                    self._pin(result, f"a recurrent layer ({type(inside).__name__}) keeps its sizes")
+                if keeps_sizes:
+                    self._pin(result, keeps_sizes)
                 return
         except Unsupported as error:
             unknown = f"{error} in the operator {recorder.operator} is not understood"
@@ -279,7 +297,7 @@ def run_labelled(run: _Pass, model: nn.Module, recorder: Recorder) -> None:
     sizes: AbstractContextManager[Any] = nullcontext()
     if not recorder.atoms.is_settled:
         mark_attributes(model)
-        sizes = SizeMode(recorder.call, recorder.is_labelled)
+        sizes = SizeMode(recorder.call, recorder.is_labelled, recorder)
     handles = []
     for name, module in model.named_modules():
         handles.append(module.register_forward_pre_hook(_pusher(recorder, name)))
