@@ -96,7 +96,7 @@ def build(name: str, *, device: str = "cpu") -> nn.Module:
         from torchvision import models
 
         options: dict[str, Any] = {"init_weights": False} if short in ("googlenet", "inception_v3") else {}
-        if short.startswith("vit_"):
+        if short.startswith("vit_") and SIZES[0] % int(short.rpartition("_")[2]) == 0:
             options["image_size"] = SIZES[0]
         if is_detection(name):
             options["weights_backbone"] = None

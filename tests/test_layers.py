@@ -19,7 +19,7 @@ LAYERS = [
     ["cost", "slim", "report"],
     ["atoms", "sizes", "slicing"],
     ["shortcuts", "recorder", "rules", "tracing"],
-    ["supernet", "calibrate", "judge", "latency"],
+    ["losses", "supernet", "switchable", "calibrate", "judge", "latency"],
     ["importing", "zoo", "models", "data", "train", "export"],
     ["config", "run", "terminal"],
     ["inspection", "pipeline", "cli"],

@@ -35,6 +35,31 @@ def _supernet(name: str) -> tuple[Supernet, Tensor, Tensor]:
     return supernet, images, torch.randint(0, 5, (16,), generator=generator)
 
 
+@pytest.mark.parametrize("num_random", [0, 1, 3])
+def test_a_us_net_step_draws_one_ratio_for_the_whole_net(num_random: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    supernet, images, targets = _supernet("residual")
+    space, seen = supernet.space, []
+    forward = supernet.forward
+    monkeypatch.setattr(supernet, "forward", lambda x, widths=None: (seen.append(widths), forward(x, widths))[1])
+    losses = sandwich_backward(
+        supernet,
+        images,
+        targets,
+        loss=nn.CrossEntropyLoss(),
+        rng=random.Random(0),
+        num_random=num_random,
+        ratios=(0.3, 0.9),
+    )
+    assert len(losses) == len(seen) == 2 + num_random
+    assert seen[:2] == [space.uniform(0.9), space.uniform(0.3)]
+    uniform = {space.uniform(0.3 + 0.6 * step / 500) for step in range(501)}
+    assert set(seen[2:]) <= uniform
+    with pytest.raises(SpaceError, match="ratios"):
+        sandwich_backward(
+            supernet, images, targets, loss=nn.CrossEntropyLoss(), rng=random.Random(0), ratios=(0.9, 0.3)
+        )
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_a_sandwich_step_is_the_sum_of_four_separate_ones(name: str) -> None:
     supernet, images, targets = _supernet(name)

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from autoslim.judge import Judge as Judge
     from autoslim.judge import evaluate as evaluate
     from autoslim.latency import measure_latency as measure_latency
+    from autoslim.losses import alpha_divergence as alpha_divergence
+    from autoslim.losses import soft_cross_entropy as soft_cross_entropy
     from autoslim.recipe import Recipe as Recipe
     from autoslim.recipe import RetrainRecipe as RetrainRecipe
     from autoslim.recipe import SupernetRecipe as SupernetRecipe
@@ -45,7 +47,8 @@ if TYPE_CHECKING:
     from autoslim.space import Widths as Widths
     from autoslim.supernet import Supernet as Supernet
     from autoslim.supernet import sandwich_backward as sandwich_backward
-    from autoslim.supernet import soft_cross_entropy as soft_cross_entropy
+    from autoslim.switchable import SwitchableNet as SwitchableNet
+    from autoslim.switchable import switch_backward as switch_backward
     from autoslim.tracing import trace as trace
     from autoslim.train import retrain as retrain
     from autoslim.train import train_supernet as train_supernet
@@ -58,12 +61,14 @@ _HOMES = {
     "export": ("export_onnx", "export_program", "load_subnet", "save_subnet"),
     "judge": ("Judge", "evaluate"),
     "latency": ("measure_latency",),
+    "losses": ("alpha_divergence", "soft_cross_entropy"),
     "recipe": ("Recipe", "RetrainRecipe", "SupernetRecipe"),
     "report": ("render_report",),
     "slicing": ("active_attributes", "active_tensors", "extract", "run_subnet"),
     "slim": ("greedy_slim", "uniform_like", "widths_within"),
     "space": ("ChannelGroup", "ChannelSpace", "SlimStep", "Widths"),
-    "supernet": ("Supernet", "sandwich_backward", "soft_cross_entropy"),
+    "supernet": ("Supernet", "sandwich_backward"),
+    "switchable": ("SwitchableNet", "switch_backward"),
     "tracing": ("trace",),
     "train": ("retrain", "train_supernet"),
 }

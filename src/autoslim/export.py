@@ -18,6 +18,7 @@ from autoslim.files import write_whole
 from autoslim.models import build_model
 from autoslim.slicing import extract
 from autoslim.space import ChannelSpace, Widths
+from autoslim.switchable import SwitchableNet
 from autoslim.train import load_unshared, unshared
 
 
@@ -42,31 +43,40 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def save_subnet(
     directory: str | Path,
     subnet: nn.Module,
-    space: ChannelSpace,
-    widths: Widths,
+    space: ChannelSpace | None = None,
+    widths: Widths | None = None,
     *,
     model: str | None = None,
     model_args: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write `model.safetensors` and `widths.json` of an extracted subnet.
+    """Write `model.safetensors` and `widths.json` of an extracted subnet, or of a whole `SwitchableNet`.
 
     `model` is the string that names the original network (`torchvision:resnet50`, `package.module:function`), with
-    `model_args`; without it `load_subnet` has to be given the original network.
+    `model_args`; without it `load_subnet` has to be given the original network. Space and widths of a `SwitchableNet`
+    are its own; its `widths.json` holds them by name of the switch.
     """
-    space.check(widths)
+    record: dict[str, Any] = {"model": model, "model_args": dict(model_args or {})}
+    if isinstance(subnet, SwitchableNet):
+        space = subnet.space
+        record["switches"] = {name: dict(each) for name, each in subnet.switches.items()}
+        record["private"] = subnet.is_private
+        text = json.dumps(record["switches"], indent=2)
+    elif space is None or widths is None:
+        raise ExportError(
+            "save_subnet needs the space and the widths of the subnet: save_subnet(path, net, space, widths)"
+        )
+    else:
+        space.check(widths)
+        record["widths"] = dict(widths)
+        text = widths.to_json()
+    record["space"] = json.loads(space.to_json())
     directory = Path(directory)
-    record = {
-        "model": model,
-        "model_args": dict(model_args or {}),
-        "widths": dict(widths),
-        "space": json.loads(space.to_json()),
-    }
-    write_whole(directory / "widths.json", widths.to_json())  # first: the tensors say that the net is there
+    write_whole(directory / "widths.json", text)  # first: the tensors say that the net is there
     save_tensors(directory / "model.safetensors", unshared(subnet), record)
 
 
 def load_subnet(directory: str | Path, model: nn.Module | Callable[[], nn.Module] | None = None) -> nn.Module:
-    """The plain module saved in `directory`, bit-exact, in evaluation mode.
+    """The plain module or `SwitchableNet` saved in `directory`, bit-exact, in evaluation mode.
 
     `model` is the original network, or a function that builds it; by default it is built from the name saved with the
     subnet, which imports the module that defines it and runs that function. Nothing is unpickled.
@@ -75,15 +85,22 @@ def load_subnet(directory: str | Path, model: nn.Module | Callable[[], nn.Module
     tensors, record = load_tensors(path)
     try:
         space = ChannelSpace.from_json(json.dumps(record["space"]))
-        widths, name, args = Widths(record["widths"]), record["model"], record["model_args"]
-    except (KeyError, TypeError) as error:
+        name, args = record["model"], record["model_args"]
+        switches = {key: Widths(each) for key, each in record.get("switches", {}).items()}
+        widths = Widths(record["widths"]) if not switches else None
+        private = bool(record.get("private"))
+    except (AttributeError, KeyError, TypeError) as error:
         raise RunError(f"{path} holds no subnet: {error} is missing") from error
     if model is None:
         if name is None:
             raise ExportError(f"{path} does not name its network; call load_subnet(directory, model=my_network)")
         model = build_model(name, args)
     original = model if isinstance(model, nn.Module) else model()
-    subnet = extract(original, space, widths)
+    subnet = (
+        SwitchableNet(original, space, switches, private=private)
+        if widths is None
+        else extract(original, space, widths)
+    )
     for parameter_name, tensor in tensors.items():  # half-precision nets come back as they were
         _match_dtype(subnet, parameter_name, tensor)
     load_unshared(subnet, tensors)

@@ -30,22 +30,33 @@ def cut(tensor: Tensor, axes: tuple[Axis, ...], widths: Mapping[str, int]) -> Te
     return tensor
 
 
-def active_tensors(model: nn.Module, space: ChannelSpace, widths: Mapping[str, int]) -> dict[str, Tensor]:
+def put_back(tensor: Tensor, axes: tuple[Axis, ...], widths: Mapping[str, int], values: Tensor) -> None:
+    """Write the values that `cut(tensor, axes, widths)` gave, changed since, to where they were taken from."""
+    places = [torch.tensor(axis.positions(widths), device=tensor.device) for axis in axes]
+    with torch.no_grad():
+        tensor[torch.meshgrid(*places, indexing="ij") if places else ()] = values.to(tensor.dtype)
+
+
+def active_tensors(
+    model: nn.Module, space: ChannelSpace, widths: Mapping[str, int], given: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
     """The tensors that make `model` the subnet of these widths, for `torch.func.functional_call`.
 
     Parameters that are cut are views of (or gathered from) the model's own, so gradients reach it. Buffers are copies:
     running statistics that a subnet updates in training mode never reach the model. Attributes such as `groups` must be
-    set around the call as well: see `active_attributes`.
+    set around the call as well: see `active_attributes`. Tensors that are `given` are taken instead.
     """
+    given = given or {}
     parameters = dict(model.named_parameters())
     tensors = {
         name: cut(parameters[name], axes, widths)
         for name, axes in space.parameters.items()
-        if any(axis.groups for axis in axes)
+        if name not in given and any(axis.groups for axis in axes)
     }
     for name, buffer in model.named_buffers():
-        tensors[name] = cut(buffer.detach(), space.buffers[name], widths).clone()
-    return tensors
+        if name not in given:
+            tensors[name] = cut(buffer.detach(), space.buffers[name], widths).clone()
+    return {**tensors, **given}
 
 
 @contextmanager
@@ -72,9 +83,13 @@ def run_subnet(
     widths: Mapping[str, int],
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any] | None = None,
+    given: Mapping[str, Tensor] | None = None,
 ) -> Any:
-    """One forward pass of the subnet; the model's buffers stay as they are."""
-    with active_attributes(model, space, widths), _in_place_of(model, active_tensors(model, space, widths)):
+    """One forward pass of the subnet; the model's buffers stay as they are.
+
+    Tensors that are `given`, under their names in the model, are used in place of its own; they may change.
+    """
+    with active_attributes(model, space, widths), _in_place_of(model, active_tensors(model, space, widths, given)):
         return model(*args, **(kwargs or {}))
 
 

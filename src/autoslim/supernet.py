@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from autoslim.errors import SpaceError
+from autoslim.losses import Loss, soft_cross_entropy
 from autoslim.slicing import check_model, run_subnet
 from autoslim.space import ChannelSpace, Widths
 from autoslim.tracing import split_input
-
-Loss = Callable[[Any, Any], Tensor]
 
 
 class Supernet(nn.Module):
@@ -61,11 +60,6 @@ class Supernet(nn.Module):
         return self
 
 
-def soft_cross_entropy(student: Tensor, teacher: Tensor) -> Tensor:
-    """Cross-entropy of student logits (N, C, ...) against the softmax of teacher logits; mean over all but classes."""
-    return torch.nn.functional.cross_entropy(student, teacher.softmax(dim=1))
-
-
 def sandwich_backward(
     supernet: Supernet,
     images: Any,
@@ -75,26 +69,33 @@ def sandwich_backward(
     rng: random.Random,
     num_random: int = 2,
     distill: bool | Loss = True,
+    ratios: tuple[float, float] | None = None,
 ) -> dict[str, float]:
     """Forward and backward of one sandwich step (US-Net, section 3.2-3.3); gradients add up, no optimizer step.
 
-    The widest net learns from `loss(output, targets)`; the narrowest and `num_random` nets of random non-uniform widths
-    learn from its detached output: by soft cross-entropy, or by `distill(output, teacher_output)`, or, with
-    `distill=False`, from `loss` too. The four losses are summed with weight 1, each backward frees its graph before the
-    next forward. `rng` draws the widths. Returns the losses by name.
+    The widest net learns from `loss(output, targets)`; the narrowest and `num_random` nets of random widths learn from
+    its detached output: by soft cross-entropy, or by `distill(output, teacher_output)`, or, with `distill=False`, from
+    `loss` too. The four losses are summed with weight 1, each backward frees its graph before the next forward. `rng`
+    draws the widths: one for each group (AutoSlim), or, with `ratios=(low, high)`, one ratio between them for the whole
+    net (US-Net); its widest and narrowest nets then are those of these ratios. Returns the losses by name.
     """
     if num_random < 0:
         raise SpaceError(f"num_random must be at least 0, got {num_random}")
     space = supernet.space
-    students: dict[str, Widths] = {"narrowest": space.smallest()}
-    students |= {f"random_{index + 1}": space.sample(rng) for index in range(num_random)}
+    if ratios is not None and not 0 < ratios[0] <= ratios[1] <= 1:
+        raise SpaceError(f"ratios must ascend and lie in (0, 1], got {ratios}")
+    widest = None if ratios is None else space.uniform(ratios[1])
+    students: dict[str, Widths] = {"narrowest": space.smallest() if ratios is None else space.uniform(ratios[0])}
+    for index in range(num_random):
+        widths = space.sample(rng) if ratios is None else space.uniform(rng.uniform(*ratios))
+        students[f"random_{index + 1}"] = widths
     imitate: Loss = soft_cross_entropy if distill is True else distill if callable(distill) else loss
 
-    output = supernet(images)
+    output = supernet(images, widest)
     hard = loss(output, targets)
     hard.backward()  # type: ignore[no-untyped-call]
     losses = {"widest": float(hard.detach())}
-    lesson = _detached(output) if distill else targets
+    lesson = detached(output) if distill else targets
     del output, hard
     for name, widths in students.items():
         soft = imitate(supernet(images, widths), lesson)
@@ -103,5 +104,6 @@ def sandwich_backward(
     return losses
 
 
-def _detached(output: Any) -> Any:
+def detached(output: Any) -> Any:
+    """The tensors of an output, as a lesson for other nets."""
     return torch.utils._pytree.tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, output)

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from autoslim.errors import RunError, TrainError
+from autoslim.losses import Loss, soft_cross_entropy
 from autoslim.recipe import Recipe, SupernetRecipe
-from autoslim.supernet import Loss, Supernet, sandwich_backward, soft_cross_entropy
+from autoslim.supernet import Supernet, sandwich_backward
 from autoslim.tracing import split_input
 
 Step = Callable[[Any, Any, random.Random], Mapping[str, float]]

@@ -1,0 +1,157 @@
+"""Slimmable networks (Yu et al. 2018): a fixed list of widths in one network, each with BatchNorm of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from autoslim.errors import SpaceError, nearest
+from autoslim.losses import Loss, soft_cross_entropy
+from autoslim.slicing import check_model, cut, extract, put_back, run_subnet
+from autoslim.space import ChannelSpace, Widths
+from autoslim.supernet import detached
+from autoslim.tracing import split_input
+
+Switches = Iterable[float] | Mapping[str, Widths]
+
+
+class SwitchableNet(nn.Module):
+    """An S-Net: all weights shared, a private copy of every BatchNorm layer for each switch (S-Net, section 3.3).
+
+    `switches` are width ratios, or widths by name (to train the nets that a search found together). The first is used
+    until `switch(name)` chooses another; `net(x, "0.5")` runs one without choosing it. A private layer holds the
+    channels of its switch only: weight, bias and running statistics alike.
+
+    With `private=False` the switches share the model's own BatchNorm layers, running statistics too: the ablation of
+    the paper, whose nets train well and fail in evaluation. Layers that are no BatchNorm are always shared.
+
+    The model is used as it is, not copied; its own BatchNorm layers are not, unless `private=False`. Raises
+    `SpaceError` for a ratio or widths that the space does not have.
+    """
+
+    def __init__(self, model: nn.Module, space: ChannelSpace, switches: Switches, *, private: bool = True) -> None:
+        super().__init__()
+        check_model(model, space)
+        self.space = space
+        self.is_private = private
+        self.switches = _named(space, switches)
+        self.shared = model
+        self._layers = [name for name, module in model.named_modules() if isinstance(module, _BatchNorm)]
+        nets = [extract(model, space, widths) for widths in self.switches.values()] if private else []
+        self.norms = nn.ModuleList(_nested({name: net.get_submodule(name) for name in self._layers}) for net in nets)
+        self._current = next(iter(self.switches))
+
+    @property
+    def current(self) -> str:
+        """Name of the switch that is used."""
+        return self._current
+
+    @property
+    def widths(self) -> Widths:
+        """Widths of the switch that is used."""
+        return self.switches[self._current]
+
+    def switch(self, which: float | str) -> SwitchableNet:
+        """Use this switch from now on. Costs microseconds: nothing is copied."""
+        self._current = self._name(which)
+        return self
+
+    def forward(self, inputs: Any, which: float | str | None = None) -> Any:
+        """Run at a switch (default: the one chosen). `inputs`: a tensor, a tuple of arguments or a mapping."""
+        name = self._current if which is None else self._name(which)
+        widths, (args, kwargs) = self.switches[name], split_input(inputs)
+        given = self.private_tensors(name) if self.is_private else self._shared_statistics(widths)
+        output = run_subnet(self.shared, self.space, widths, args, kwargs, given)
+        if not self.is_private and self.training:
+            buffers = dict(self.shared.named_buffers())
+            for key, tensor in given.items():
+                put_back(buffers[key], self.space.buffers[key], widths, tensor)
+        return output
+
+    def _shared_statistics(self, widths: Widths) -> dict[str, Tensor]:
+        """Slices of the model's own running statistics, to be written back after a forward pass in training mode."""
+        return {
+            name: cut(buffer.detach(), self.space.buffers[name], widths).clone()
+            for layer in self._layers
+            for name, buffer in self.shared.get_submodule(layer).named_buffers(layer, recurse=False)
+        }
+
+    def private_tensors(self, which: float | str) -> dict[str, Tensor]:
+        """The tensors that belong to one switch alone, under their names in the model."""
+        if not self.is_private:
+            return {}
+        norms = self.norms[list(self.switches).index(self._name(which))]
+        return {**dict(norms.named_parameters()), **dict(norms.named_buffers())}
+
+    def subnet(self, which: float | str) -> nn.Module:
+        """A plain, independent module: what the network is at one switch."""
+        name = self._name(which)
+        net = extract(self.shared, self.space, self.switches[name])
+        private = self.private_tensors(name)
+        own = {**dict(net.named_parameters()), **dict(net.named_buffers())}
+        with torch.no_grad():
+            for key, tensor in private.items():
+                own[key].copy_(tensor)
+        return net
+
+    def _name(self, which: float | str) -> str:
+        name = which if isinstance(which, str) else f"{which:g}"
+        if name not in self.switches:
+            raise SpaceError(f"no switch {name!r}; {nearest(name, self.switches)}")
+        return name
+
+
+def switch_backward(
+    net: SwitchableNet,
+    images: Any,
+    targets: Any,
+    *,
+    loss: Loss,
+    distill: bool | Loss = False,
+) -> dict[str, float]:
+    """Forward and backward of every switch, in their order; gradients add up, no optimizer step (S-Net, algorithm 1).
+
+    With `distill` all but the first learn from its detached output instead of from the targets, as in
+    `sandwich_backward`. Returns the losses by name of the switch.
+    """
+    imitate: Loss = soft_cross_entropy if distill is True else distill if callable(distill) else loss
+    lesson: Any = None
+    losses: dict[str, float] = {}
+    for name in net.switches:
+        output = net(images, name)
+        each = loss(output, targets) if lesson is None else imitate(output, lesson)
+        each.backward()  # type: ignore[no-untyped-call]
+        losses[name] = float(each.detach())
+        if distill and lesson is None:
+            lesson = detached(output)
+    return losses
+
+
+def _named(space: ChannelSpace, switches: Switches) -> dict[str, Widths]:
+    if isinstance(switches, Mapping):
+        named = dict(switches)
+    else:
+        named = {f"{ratio:g}": space.uniform(ratio) for ratio in sorted(switches, reverse=True)}
+    if not named:
+        raise SpaceError("an S-Net needs at least one switch, such as 1.0")
+    for widths in named.values():
+        space.check(widths)
+    return named
+
+
+def _nested(layers: Mapping[str, nn.Module]) -> nn.Module:
+    """Modules under the same names as in the model they come from."""
+    root = nn.Module()
+    for name, layer in layers.items():
+        *parents, last = name.split(".")
+        place = root
+        for parent in parents:
+            if parent not in place._modules:
+                place.add_module(parent, nn.Module())
+            place = place.get_submodule(parent)
+        place.add_module(last, layer)
+    return root
