@@ -9,7 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from autoslim import Budget, ChannelGroup, ChannelSpace, SlimStep, Widths, greedy_slim, uniform_like, widths_within
+from autoslim import (
+    Budget,
+    ChannelGroup,
+    ChannelSpace,
+    SlimStep,
+    Widths,
+    exchange_bins,
+    greedy_slim,
+    uniform_like,
+    widths_within,
+)
 from autoslim.errors import BudgetError, SpaceError
 
 SPACE = ChannelSpace([ChannelGroup("a", 8, (2, 4, 6, 8)), ChannelGroup("b", 6, (2, 4, 6)), ChannelGroup("c", 3, (3,))])
@@ -63,6 +73,51 @@ def test_each_step_is_one_choice_of_one_group_and_costs_less(seed: int) -> None:
     for at in (0, 3, len(steps) - 1):
         start = steps[at - 1].widths if at else None
         assert list(greedy_slim(space, judge, total, [total(space.smallest())], start=start)) == steps[at:]
+
+
+def test_a_step_may_be_chosen_by_score_per_cost() -> None:
+    def judge(widths: Widths) -> float:  # a bin of a loses 3 and saves 20, one of b loses 2 and saves 2
+        return 1.5 * widths["a"] + 1.0 * widths["b"]
+
+    target = [0.5 * cost(SPACE.full())]
+    assert [step.group for step in greedy_slim(SPACE, judge, cost, target)] == ["b", "b", "a", "a", "a"]
+    steps = list(greedy_slim(SPACE, judge, cost, target, rule="score-per-cost"))
+    assert [step.group for step in steps] == ["a", "a", "a"]
+    again = list(greedy_slim(SPACE, judge, cost, target, rule="score-per-cost", start=steps[0].widths))
+    assert again == steps[1:]
+    with pytest.raises(BudgetError, match="score-per-cost"):
+        greedy_slim(SPACE, judge, cost, target, rule="score-per-cos")
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_exchanges_only_better_the_score_within_the_limit(seed: int) -> None:
+    rng = random.Random(seed)
+    space = ChannelSpace([ChannelGroup(f"g{i}", 16, tuple(range(2, 17, 2))) for i in range(4)])
+    best = {name: rng.choice(group.choices) for name, group in space.groups.items()}
+
+    def judge(widths: Widths) -> float:
+        return -float(sum((widths[name] - best[name]) ** 2 for name in best))
+
+    def total(widths: Mapping[str, int]) -> float:
+        return float(sum(widths.values()))
+
+    widths, limit = space.uniform(0.5), total(space.uniform(0.5))
+    before = judge(widths)
+    for exchange in exchange_bins(space, judge, total, widths, limit):
+        space.check(exchange.widths)
+        assert exchange.cost == total(exchange.widths) <= limit
+        assert exchange.score == judge(exchange.widths) > before
+        assert exchange.widths[exchange.wider] > widths[exchange.wider]
+        changed = {name for name in widths if widths[name] != exchange.widths[name]}
+        assert changed == {exchange.wider, exchange.narrower} - {None}
+        before, widths = exchange.score, exchange.widths
+    # no single exchange of one bin is left that would help
+    for gains in space.groups:
+        for loses in space.groups:
+            up = space.widened(widths, gains)
+            candidate = space.narrowed(up, loses) if up is not None and loses != gains else None
+            if candidate is not None and total(candidate) <= limit and judge(up) > before:
+                assert judge(candidate) <= before
 
 
 def test_ties_go_to_the_first_group() -> None:

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from autoslim.slicing import active_tensors as active_tensors
     from autoslim.slicing import extract as extract
     from autoslim.slicing import run_subnet as run_subnet
+    from autoslim.slim import exchange_bins as exchange_bins
     from autoslim.slim import greedy_slim as greedy_slim
     from autoslim.slim import uniform_like as uniform_like
     from autoslim.slim import widths_within as widths_within
@@ -65,7 +66,7 @@ _HOMES = {
     "recipe": ("Recipe", "RetrainRecipe", "SupernetRecipe"),
     "report": ("render_report",),
     "slicing": ("active_attributes", "active_tensors", "extract", "run_subnet"),
-    "slim": ("greedy_slim", "uniform_like", "widths_within"),
+    "slim": ("exchange_bins", "greedy_slim", "uniform_like", "widths_within"),
     "space": ("ChannelGroup", "ChannelSpace", "SlimStep", "Widths"),
     "supernet": ("Supernet", "sandwich_backward"),
     "switchable": ("SwitchableNet", "switch_backward"),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 
 from autoslim.cost import Budget, Cost
-from autoslim.errors import BudgetError
+from autoslim.errors import BudgetError, nearest
 from autoslim.space import ChannelSpace, SlimStep, Widths
 
 Judge = Callable[[Widths], float]
+RULES = ("score", "score-per-cost")
 
 
 def greedy_slim(
@@ -17,6 +19,7 @@ def greedy_slim(
     cost: Cost,
     budgets: Iterable[float | str],
     *,
+    rule: str = "score",
     start: Widths | None = None,
     on_candidate: Callable[[str, float], None] | None = None,
 ) -> Iterator[SlimStep]:
@@ -27,6 +30,9 @@ def greedy_slim(
     is met by the first step whose cost is at most that. One pass meets them all. `start` continues from the widths of a
     step yielded before. `on_candidate(group, score)` is told of every evaluation.
 
+    `rule="score-per-cost"` keeps the candidate that loses least score per cost it saves instead, as NetAdapt (Yang et
+    al. 2018) makes the candidates of a step comparable; the paper looks at the score alone.
+
     Raises `BudgetError` at once, naming the smallest cost within reach, if a budget cannot be met.
     """
     limits = [
@@ -35,7 +41,10 @@ def greedy_slim(
     ]
     if not limits:
         raise BudgetError("no budget was given; write for example 50%")
-    return _steps(space, judge, cost, min(limits), start or space.full(), on_candidate or (lambda group, score: None))
+    if rule not in RULES:
+        raise BudgetError(f"no rule {rule!r} for greedy steps; {nearest(rule, RULES)}")
+    on_candidate = on_candidate or (lambda group, score: None)
+    return _steps(space, judge, cost, min(limits), start or space.full(), on_candidate, rule)
 
 
 def _steps(
@@ -45,21 +54,74 @@ def _steps(
     limit: float,
     widths: Widths,
     on_candidate: Callable[[str, float], None],
+    rule: str,
 ) -> Iterator[SlimStep]:
+    now = judge(widths) if rule == "score-per-cost" and cost(widths) > limit else 0.0
     while cost(widths) > limit:
         best: SlimStep | None = None
+        best_worth = 0.0
         for group in space.groups:
             candidate = space.narrowed(widths, group)
             if candidate is None:
                 continue
             score = judge(candidate)
             on_candidate(group, score)
+            step = SlimStep(group, candidate, cost(candidate), score)
+            worth = score if rule == "score" else (score - now) / max(cost(widths) - step.cost, 1e-12)
             # a score that is not a number never wins, unless there is no other
-            if best is None or score > best.score or (best.score != best.score and score == score):
-                best = SlimStep(group, candidate, cost(candidate), score)
+            if best is None or worth > best_worth or (best_worth != best_worth and worth == worth):
+                best, best_worth = step, worth
         assert best is not None, "the smallest net meets the budget: that was checked before the search"
-        widths = best.widths
+        widths, now = best.widths, best.score
         yield best
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """Channels moved from one group to another (None: the budget had room for them as it was)."""
+
+    wider: str
+    narrower: str | None
+    widths: Widths
+    cost: float
+    score: float
+
+
+def exchange_bins(
+    space: ChannelSpace, judge: Judge, cost: Cost, widths: Widths, limit: float, *, tried: int = 3
+) -> Iterator[Exchange]:
+    """Mend what a greedy search found: move a bin from one group to another while the score rises and `limit` holds.
+
+    At each step every group is tried one choice wider; for the `tried` best of them, every other group is made as much
+    narrower as `limit` asks. The best exchange is made if its score exceeds that of the net as it is. This is a local
+    search after the search of the paper, which only ever removes.
+    """
+    score = judge(widths)
+    while True:
+        wider = {group: candidate for group in space.groups if (candidate := space.widened(widths, group)) is not None}
+        gain = {group: judge(candidate) for group, candidate in wider.items()}
+        exchanges = []
+        for group in sorted(gain, key=lambda group: -gain[group])[:tried]:
+            if cost(wider[group]) <= limit:
+                exchanges.append(Exchange(group, None, wider[group], cost(wider[group]), gain[group]))
+                continue
+            for other in space.groups:
+                candidate = _narrowed_until(space, cost, wider[group], other, limit) if other != group else None
+                if candidate is not None:
+                    exchanges.append(Exchange(group, other, candidate, cost(candidate), judge(candidate)))
+        best = max(exchanges, key=lambda exchange: exchange.score, default=None)
+        if best is None or not best.score > score:
+            return
+        widths, score = best.widths, best.score
+        yield best
+
+
+def _narrowed_until(space: ChannelSpace, cost: Cost, widths: Widths, group: str, limit: float) -> Widths | None:
+    """`widths` with one group narrowed until they cost at most `limit`; None if that does not suffice."""
+    candidate: Widths | None = widths
+    while candidate is not None and cost(candidate) > limit:
+        candidate = space.narrowed(candidate, group)
+    return candidate
 
 
 def widths_within(space: ChannelSpace, steps: Iterable[SlimStep], cost: Cost, limit: float) -> Widths | None:

@@ -302,6 +302,11 @@ class ChannelSpace:
         lower = [choice for choice in self.groups[group].choices if choice < widths[group]]
         return widths.replaced(group, lower[-1]) if lower else None
 
+    def widened(self, widths: Widths, group: str) -> Widths | None:
+        """`widths` with `group` at its next higher choice, or None when it is at the highest."""
+        higher = [choice for choice in self.groups[group].choices if choice > widths[group]]
+        return widths.replaced(group, higher[0]) if higher else None
+
     def check(self, widths: Mapping[str, int]) -> None:
         """Raise `SpaceError`, naming group and choices, unless every width is a choice of its group."""
         for name in widths:
