@@ -22,7 +22,7 @@ LAYERS = [
     ["losses", "supernet", "switchable", "calibrate", "judge", "latency"],
     ["importing", "zoo", "models", "data", "train", "export"],
     ["config", "run", "terminal"],
-    ["inspection", "pipeline", "cli"],
+    ["inspection", "systems", "pipeline", "cli"],
 ]
 WITHOUT_TORCH = [*LAYERS[0], *LAYERS[1], *LAYERS[2], *LAYERS[7], "importing", "cli"]
 

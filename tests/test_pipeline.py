@@ -49,7 +49,8 @@ def run(*arguments: str) -> int:
 
 def artefacts(root: Path) -> dict[str, Any]:
     """What two runs must share: search path, widths byte for byte, figures and accuracies (not times)."""
-    found: dict[str, Any] = {"path": (root / "slim.jsonl").read_bytes()}
+    path = root / "slim.jsonl"
+    found: dict[str, Any] = {"path": path.read_bytes() if path.exists() else None}
     for path in sorted(root.rglob("widths.json")):
         found[str(path.relative_to(root))] = path.read_bytes()
     for path in sorted(root.rglob("metrics.json")):
@@ -98,6 +99,95 @@ def test_a_run_leaves_everything_the_design_promises(
     assert "Search path (held-out images)" in page
     assert not list(root.rglob("*.part"))
     assert not list(root.rglob("checkpoint.safetensors"))
+
+
+RATIOS = ["--set", "ratios=[0.5, 1.0, 0.25]"]
+
+
+@pytest.mark.parametrize("system", ["i-net", "s-net", "shared-bn", "us-net", "nonuniform-us-net"])
+def test_each_system_of_the_papers_runs_by_its_name(
+    config: Path, in_tmp: Path, capsys: pytest.CaptureFixture[str], system: str
+) -> None:
+    assert run("run", config, "--system", system, *RATIOS, "--json", "--set", "retrain.jointly=true") == 0
+    root = in_tmp / "runs" / "small"
+    results = json.loads(capsys.readouterr().out)
+    assert results["system"] == system
+    space = ChannelSpace.from_json((root / "space.json").read_text())
+    assert [net["budget"] for net in results["subnets"]] == ["width 1", "width 0.5", "width 0.25"]
+    trained = "retrained" if system == "i-net" else "found"
+    for net in results["subnets"]:
+        assert net["macs"] == autoslim.MacCost(space)(space.uniform(net["ratio"]))
+        assert [kind for kind, value in net["accuracy"].items() if value is not None and kind != "supernet"] == [
+            trained
+        ]
+        plain = autoslim.load_subnet(root / "subnets" / net["budget"].replace(" ", "-"))
+        assert sum(p.numel() for p in plain.parameters()) == net["params"]
+    assert "width 0.25" in (root / "report.html").read_text()
+    before = artefacts(root)
+    assert run("run", root) == 0  # nothing is left to do
+    assert artefacts(root) == before
+    lines = [json.loads(line) for line in (root / "train.jsonl").read_text().splitlines()]
+    if system in ("s-net", "shared-bn"):
+        assert all(list(line["switches"]) == ["width 1", "width 0.5", "width 0.25"] for line in lines)
+        net = autoslim.load_subnet(root / "supernet")
+        assert isinstance(net, autoslim.SwitchableNet)
+        assert net.is_private == (system == "s-net")
+
+
+def test_a_net_at_a_ratio_is_what_the_system_makes_it(config: Path, in_tmp: Path) -> None:
+    for system in ("s-net", "i-net"):
+        assert run("run", config, "--system", system, "--set", "ratios=[1.0]", "--run-dir", system) == 0
+    accuracies = [
+        json.loads((in_tmp / s / "results.json").read_text())["subnets"][0]["accuracy"] for s in ("s-net", "i-net")
+    ]
+    assert accuracies[0]["found"] == accuracies[1]["retrained"]  # one switch, full width: an ordinary training
+
+
+def test_the_nets_found_may_be_retrained_jointly(config: Path, in_tmp: Path) -> None:
+    assert run("run", config, "--set", "retrain.jointly=true") == 0
+    root = in_tmp / "runs" / "small"
+    stages = {json.loads(line)["stage"] for line in (root / "train.jsonl").read_text().splitlines()}
+    assert stages == {"supernet", "retrained jointly", "uniform jointly"}
+    both = autoslim.load_subnet(root / "joint" / "retrained")
+    assert isinstance(both, autoslim.SwitchableNet)
+    images = torch.randn(3, 1, 12, 12)
+    for budget, directory in (("50%", "50%"), ("params=30%", "params-30%")):
+        plain = autoslim.load_subnet(root / "subnets" / directory)
+        assert torch.allclose(plain(images), both(images, budget), atol=1e-5)
+    assert all(
+        0 <= net["accuracy"]["uniform"] <= 1 for net in json.loads((root / "results.json").read_text())["subnets"]
+    )
+
+
+def test_exchanges_and_the_rule_of_the_search_are_options(config: Path, in_tmp: Path) -> None:
+    assert run("run", config, "--set", "slim.rule=score-per-cost", "--set", "slim.exchange=true") == 0
+    root = in_tmp / "runs" / "small"
+    space = ChannelSpace.from_json((root / "space.json").read_text())
+    for net in json.loads((root / "results.json").read_text())["subnets"]:
+        scores = [exchange["score"] for exchange in net.get("exchanges", [])]
+        assert scores == sorted(scores)
+        widths = json.loads((root / "subnets" / net["budget"].replace("=", "-") / "widths.json").read_text())
+        assert autoslim.MacCost(space)(widths) == net["macs"]
+    assert net["params"] <= 0.3 * autoslim.ParamCost(space)(space.full())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--system", "s-nets"], "system"),
+        (["--system", "us-net", "--set", "ratios=[1.0, 0.1]"], "space.min_ratio"),
+        (["--system", "us-net", "--set", "ratios=[1.0, 1.5]"], "ratios"),
+        (["--system", "us-net", "--set", "ratios=[1.0, 1.0]"], "twice"),
+    ],
+)
+def test_systems_that_cannot_be_are_refused_before_anything_runs(
+    config: Path, in_tmp: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    assert run("run", config, *options) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error:")
+    assert message in error
+    assert not (in_tmp / "runs" / "small" / "supernet").exists()
 
 
 def test_it_learns_and_the_search_beats_the_supernets_chance(config: Path, in_tmp: Path) -> None:

@@ -33,6 +33,9 @@ _RunDir = Annotated[Path | None, typer.Option("--run-dir", help="Where the run l
 _Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1, ...")]
 _Threads = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads.")]
 _Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
+_System = Annotated[
+    str | None, typer.Option("--system", help="autoslim, nonuniform-us-net, us-net, s-net, shared-bn or i-net.")
+]
 _SkipBroken = Annotated[bool, typer.Option("--skip-broken", help="Leave broken images out and count them.")]
 
 
@@ -76,6 +79,7 @@ def _root(
 @app.command()
 def run(
     config: _Target,
+    system: _System = None,
     set_: _Set = None,
     run_dir: _RunDir = None,
     device: _Device = None,
@@ -84,7 +88,7 @@ def run(
     as_json: _Json = False,
 ) -> None:
     """Everything in a row: train the supernet, search, retrain, export, report. Continues where it was killed."""
-    _stages(config, set_, run_dir, device, threads, skip_broken, as_json, None)
+    _stages(config, _asked(set_, system, skip_broken), run_dir, device, threads, as_json, None)
 
 
 @app.command()
@@ -124,6 +128,7 @@ def _stage_command(name: str, help_text: str) -> None:
 
     def command(
         config: _Target,
+        system: _System = None,
         set_: _Set = None,
         run_dir: _RunDir = None,
         device: _Device = None,
@@ -131,7 +136,7 @@ def _stage_command(name: str, help_text: str) -> None:
         skip_broken: _SkipBroken = False,
         as_json: _Json = False,
     ) -> None:
-        _stages(config, set_, run_dir, device, threads, skip_broken, as_json, name)
+        _stages(config, _asked(set_, system, skip_broken), run_dir, device, threads, as_json, name)
 
     app.command(name, help=help_text)(command)
 
@@ -143,20 +148,28 @@ _stage_command("export", "Measure latency and write ONNX files, checked against 
 _stage_command("report", "Write results.json and report.html from what the run holds.")
 
 
+def _asked(set_: list[str] | None, system: str | None, skip_broken: bool) -> list[str]:
+    """Options that are short for `--set`."""
+    return [
+        *(set_ or []),
+        *([f"system={system}"] if system is not None else []),
+        *(["data.skip_broken=true"] if skip_broken else []),
+    ]
+
+
 def _stages(
     target: str,
-    set_: list[str] | None,
+    set_: list[str],
     run_dir: Path | None,
     device: str | None,
     threads: int | None,
-    skip_broken: bool,
     as_json: bool,
     only: str | None,
 ) -> None:
     """Open the run, then work on one stage or all of them."""
     from autoslim.run import exclusive, open_run
 
-    root, config = _opened(target, set_ or [], run_dir, device, threads, skip_broken)
+    root, config = _opened(target, set_, run_dir, device, threads)
     progress = _progress()
     with exclusive(root):
         opened = open_run(root, config)
@@ -196,14 +209,12 @@ def _work(opened: Run, progress: TerminalProgress, only: str | None) -> dict[str
 
 
 def _opened(
-    target: str, set_: list[str], run_dir: Path | None, device: str | None, threads: int | None, skip_broken: bool
+    target: str, set_: list[str], run_dir: Path | None, device: str | None, threads: int | None
 ) -> tuple[Path, Config]:
     """The run directory and the configuration that a command line means."""
     from autoslim.config import load_config, make_config
     from autoslim.run import read_run
 
-    if skip_broken:
-        set_ = [*set_, "data.skip_broken=true"]
     path = Path(target)
     if not path.is_dir():
         config = load_config(path, set_, device=device, threads=threads)

@@ -44,12 +44,18 @@ class SpaceConfig(_Strict):
 
 
 class SlimConfig(_Strict):
-    """The greedy search: budgets, and the held-out images it looks at (all, if `images` is null)."""
+    """The greedy search: budgets, and the held-out images it looks at (all, if `images` is null).
+
+    `rule`: what makes a step the best one (see `greedy_slim`). `exchange`: move bins between groups afterwards, while
+    that helps (see `exchange_bins`).
+    """
 
     budgets: Annotated[tuple[str, ...], Field(min_length=1)] = ("50%", "25%")
     images: Annotated[int, Field(ge=1)] | None = None
     batch_size: Annotated[int, Field(ge=2)] = 1000
     score: Literal["accuracy", "loss"] = "loss"
+    rule: Literal["score", "score-per-cost"] = "score"
+    exchange: bool = False
 
     @field_validator("budgets", mode="before")
     @classmethod
@@ -73,10 +79,16 @@ class ExportConfig(_Strict):
 
 
 class Config(_Strict):
-    """Everything about a run."""
+    """Everything about a run.
+
+    `system`: which system of the papers is run. All but autoslim, whose widths are found for the budgets of `slim`,
+    give nets at the width `ratios`; us-net trains the whole range between the lowest and the highest of them.
+    """
 
     model: str
     model_args: dict[str, Any] = {}
+    system: Literal["autoslim", "nonuniform-us-net", "us-net", "s-net", "shared-bn", "i-net"] = "autoslim"
+    ratios: Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], Field(min_length=1)] = (1.0, 0.75, 0.5, 0.25)
     data: DataConfig = DataConfig()
     space: SpaceConfig = SpaceConfig()
     train: SupernetRecipe = SupernetRecipe()
@@ -87,6 +99,13 @@ class Config(_Strict):
     seed: int = 0
     device: str = "cpu"
     threads: Annotated[int, Field(ge=1)] | None = None
+
+    @field_validator("ratios")
+    @classmethod
+    def _distinct(cls, ratios: tuple[float, ...]) -> tuple[float, ...]:
+        if len(set(ratios)) < len(ratios):
+            raise ConfigError(f"ratios: {', '.join(f'{ratio:g}' for ratio in ratios)} names one twice")
+        return ratios
 
     def to_yaml(self) -> str:
         """Every value, defaults filled in."""

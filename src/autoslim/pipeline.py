@@ -6,7 +6,7 @@ import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +24,17 @@ from autoslim.judge import SCORES, Judge, evaluate
 from autoslim.latency import measure_latency
 from autoslim.models import build_model
 from autoslim.progress import Progress
-from autoslim.recipe import Recipe
+from autoslim.recipe import Recipe, RetrainRecipe
 from autoslim.report import has_plotly, render_report
 from autoslim.run import Run, begin_run
 from autoslim.slicing import extract
-from autoslim.slim import greedy_slim, uniform_like, widths_within
+from autoslim.slim import exchange_bins, greedy_slim, uniform_like, widths_within
 from autoslim.space import ChannelSpace, SlimStep, Widths
 from autoslim.supernet import Supernet
+from autoslim.switchable import SwitchableNet
+from autoslim.systems import Net, build_net, net_at, training_step, widths_of_ratios
 from autoslim.tracing import trace
-from autoslim.train import Step, Training, load_unshared, plain_step, sandwich_step, unshared
+from autoslim.train import Step, Training, load_unshared, plain_step, switch_step, unshared
 
 _SCORE_NAMES = {"accuracy": "held-out accuracy", "loss": "held-out loss (negated)"}
 
@@ -53,12 +55,17 @@ class Job:
     run: Run
     progress: Progress
     data: ImageData
-    supernet: Supernet
+    net: Net  # what shares its weights among widths
     every: ChannelSpace  # all widths the network allows: for uniform nets of equal cost
     space: ChannelSpace  # the widths that are searched
     costs: dict[str, Cost]
     budgets: list[Budgeted]  # from the highest limit on
     device: torch.device
+
+    @property
+    def model(self) -> nn.Module:
+        """The network itself, at full width."""
+        return self.net.model
 
     @property
     def config(self) -> Config:
@@ -129,22 +136,35 @@ def prepare(run: Run, progress: Progress) -> Job:
     _check_output(config, model, example, data)
     space = every.with_choices(config.space.bins, config.space.divisor, config.space.min_ratio)
     costs = {name: make(space) for name, make in COSTS.items()}
-    budgets = []
-    for text in config.slim.budgets:
-        budget = Budget.parse(text)
-        budgets.append(Budgeted(text, costs[budget.metric], budget.limit(costs[budget.metric], space)))
-    budgets.sort(key=lambda b: -b.limit / b.cost(space.full()))
+    budgets = _budgets(config, space, costs)
     if config.train.channels_last:
         model = model.to(memory_format=torch.channels_last)
-    supernet = Supernet(model.to(device), space)
+    net = build_net(config, model.to(device), space)
     trained = run.supernet / "model.safetensors"
     if trained.exists():
-        load_unshared(model, load_tensors(trained)[0])
-    job = Job(run, progress, data, supernet, every, space, costs, budgets, device)
+        load_unshared(net, load_tensors(trained)[0])
+    job = Job(run, progress, data, net, every, space, costs, budgets, device)
     for recipe in (config.train, config.retrain):
         job.batches(data.train, recipe.batch_size, recipe)  # names an augmentation or a batch size that cannot be
     begin_run(run, space.to_json())
     return job
+
+
+def _budgets(config: Config, space: ChannelSpace, costs: Mapping[str, Cost]) -> list[Budgeted]:
+    """What is asked for, from the highest cost on: budgets of a search, or the width ratios of the other systems."""
+    if config.system == "autoslim":
+        budgets = []
+        for text in config.slim.budgets:
+            budget = Budget.parse(text)
+            budgets.append(Budgeted(text, costs[budget.metric], budget.limit(costs[budget.metric], space)))
+        return sorted(budgets, key=lambda b: -b.limit / b.cost(space.full()))
+    if min(config.ratios) < config.space.min_ratio:
+        raise ConfigError(
+            f"ratios: {min(config.ratios):g} is below space.min_ratio={config.space.min_ratio:g}, the narrowest that "
+            f"may be; lower that"
+        )
+    widths = widths_of_ratios(space, config.ratios)
+    return [Budgeted(name, costs["macs"], costs["macs"](each)) for name, each in widths.items()]
 
 
 def fresh_model(config: Config) -> nn.Module:
@@ -197,42 +217,71 @@ def _check_output(config: Config, model: nn.Module, example: Tensor, data: Image
 
 def train_stage(job: Job) -> None:
     """Train the supernet; leaves `supernet/model.safetensors` and `supernet/metrics.json`."""
-    run, recipe = job.run, job.config.train
+    run, config = job.run, job.config
+    metrics = run.supernet / "metrics.json"
+    if config.system == "i-net":  # every net is trained by itself
+        if not metrics.exists():
+            write_json(metrics, {**job.figures(job.space.full()), "accuracy": None})
+        return
     done = run.supernet / "model.safetensors"
-    model = job.supernet.model
     if done.exists():
         job.progress.say(f"supernet: trained before, {done}")
     else:
-        judge = Judge(job.supernet, job.held_out(), "accuracy")
-        _train(
-            job,
-            "supernet",
-            job.supernet,
-            recipe,
-            sandwich_step(job.supernet, recipe),
-            run.supernet,
-            lambda: judge(job.space.full()),
-        )
-        save_tensors(done, unshared(model), {"stage": "supernet", "epochs": recipe.epochs})
+        step = training_step(config, job.net)
+        _train(job, "supernet", job.net, config.train, step, run.supernet, _accuracies(job))
+        if isinstance(job.net, SwitchableNet):
+            save_subnet(run.supernet, job.net, model=config.model, model_args=config.model_args)
+        else:
+            save_tensors(done, unshared(job.model), {"stage": "supernet", "epochs": config.train.epochs})
     (run.supernet / "checkpoint.safetensors").unlink(missing_ok=True)
-    metrics = run.supernet / "metrics.json"
     if not metrics.exists():
-        widest = extract(model, job.space, job.space.full())
-        recalibrate_batchnorm(widest, job.calibration())
-        accuracy = evaluate(widest, job.test())
-        write_json(metrics, {**job.figures(job.space.full()), "accuracy": accuracy})
+        name, widths = _widest(job)
+        accuracy = evaluate(net_at(job.net, name, widths, job.calibration()), job.test())
+        write_json(metrics, {**job.figures(widths), "accuracy": accuracy})
         job.progress.say(f"supernet: its widest net has {accuracy:.1%} on the test images")
 
 
+def _widest(job: Job) -> tuple[str, Widths]:
+    if isinstance(job.net, SwitchableNet):
+        return next(iter(job.net.switches.items()))
+    return "full", job.space.full()
+
+
+def _accuracies(job: Job) -> Callable[[], dict[str, Any]]:
+    """What is measured on the held-out images after each epoch: of the widest net, and of each switch if there are."""
+    images = job.held_out()
+    if isinstance(job.net, SwitchableNet):
+        return _accuracies_of_switches(job.net, images)
+    judge = Judge(job.net, images, "accuracy")
+    return lambda: {"accuracy": judge(job.space.full())}
+
+
+def _accuracies_of_switches(
+    net: SwitchableNet, images: Sequence[tuple[Tensor, Tensor]]
+) -> Callable[[], dict[str, Any]]:
+    def measure() -> dict[str, Any]:
+        accuracies = {name: evaluate(net.switch(name), images) for name in net.switches}
+        return {"accuracy": next(iter(accuracies.values())), "switches": accuracies}
+
+    return measure
+
+
 def slim_stage(job: Job) -> None:
-    """Search all budgets in one greedy pass; leaves `slim.jsonl` and `subnets/<budget>/{widths,metrics}.json`."""
+    """Search all budgets in one greedy pass; leaves `slim.jsonl` and `subnets/<budget>/{widths,metrics}.json`.
+
+    Systems that search nothing leave the nets at their width ratios there.
+    """
     _need(job.run.supernet / "metrics.json", "train")
+    if job.config.system != "autoslim":
+        _take_ratios(job)
+        return
     if all((job.run.subnet(budget.text) / "metrics.json").exists() for budget in job.budgets):
         job.progress.say(f"search: done before, {job.run.slim_log}")
         return
+    assert isinstance(job.net, Supernet)
     steps = read_path(job.run, job.space, job.costs["macs"])
     images = job.held_out()
-    judge, accuracy_of = Judge(job.supernet, images, job.config.slim.score), Judge(job.supernet, images, "accuracy")
+    judge, accuracy_of = Judge(job.net, images, job.config.slim.score), Judge(job.net, images, "accuracy")
     start = steps[-1].widths if steps else job.space.full()
     # the cost only says when to stop, and each budget may be on another metric: so walk on until all are met
     path = greedy_slim(
@@ -240,6 +289,7 @@ def slim_stage(job: Job) -> None:
         judge,
         job.costs["macs"],
         [job.costs["macs"](job.space.smallest())],
+        rule=job.config.slim.rule,
         start=start,
         on_candidate=lambda group, score: advance(_share_done(job, current, group), f"step {len(steps) + 1}"),
     )
@@ -258,35 +308,83 @@ def slim_stage(job: Job) -> None:
             continue
         widths = widths_within(job.space, steps, budget.cost, budget.limit)
         assert widths is not None, "the walk went on until every budget was met"
-        write_whole(directory / "widths.json", widths.to_json())
-        found = extract(job.supernet.model, job.space, widths)
-        recalibrate_batchnorm(found, job.calibration())
-        accuracy = {"supernet": supernet["accuracy"], "found": evaluate(found, job.test())}
-        write_json(directory / "metrics.json", {"budget": budget.text, **job.figures(widths), "accuracy": accuracy})
         job.progress.say(f"search: {budget.text} is met after {_steps_to(steps, widths)} steps")
+        moves = []
+        if job.config.slim.exchange:
+            for move in exchange_bins(job.space, judge, budget.cost, widths, budget.limit):
+                moves.append({"wider": move.wider, "narrower": move.narrower, "score": move.score})
+                widths = move.widths
+            job.progress.say(f"search: {budget.text} was bettered by {len(moves)} exchanges of bins")
+        write_whole(directory / "widths.json", widths.to_json())
+        found = net_at(job.net, budget.text, widths, job.calibration())
+        accuracy = {"supernet": supernet["accuracy"], "found": evaluate(found, job.test())}
+        metrics = {"budget": budget.text, **job.figures(widths), "accuracy": accuracy}
+        write_json(directory / "metrics.json", metrics | ({"exchanges": moves} if moves else {}))
 
 
-def retrain_stage(job: Job, only: Sequence[str] = ()) -> None:
-    """Train the nets found, and uniform ones of equal MACs; leaves `model.safetensors` and both accuracies."""
-    for budget in job.budgets:
-        if only and budget.text not in only:
+def _take_ratios(job: Job) -> None:
+    """The nets at the width ratios, with the weights they share; an I-Net has none yet."""
+    supernet = read_json(job.run.supernet / "metrics.json")
+    widths = widths_of_ratios(job.space, job.config.ratios)
+    for budget, ratio in zip(job.budgets, sorted(job.config.ratios, reverse=True), strict=True):
+        directory, chosen = job.run.subnet(budget.text), widths[budget.text]
+        if (directory / "metrics.json").exists():
             continue
-        directory = job.run.subnet(budget.text)
-        _need(directory / "metrics.json", "slim")
-        metrics = read_json(directory / "metrics.json")
-        widths = Widths.from_json((directory / "widths.json").read_text())
-        plans = [("retrained", directory, job.space, widths)]
-        if job.config.retrain.uniform:
-            ratio, uniform = uniform_like(job.every, COSTS["macs"](job.every), metrics["macs"])
-            metrics["uniform"] = {"macs": job.figures(uniform, job.every)["macs"], "ratio": round(ratio, 4)}
-            plans.append(("uniform", directory / "uniform", job.every, uniform))
-        for kind, place, space, chosen in plans:
-            if kind in metrics["accuracy"]:
-                continue
-            net = _retrained(job, f"{kind} {budget.text}", place, space, chosen)
-            metrics["accuracy"][kind] = evaluate(net, job.test())
-            write_json(directory / "metrics.json", metrics)
-            job.progress.say(f"{kind} {budget.text}: {metrics['accuracy'][kind]:.1%} on the test images")
+        accuracy = {"supernet": supernet["accuracy"]}
+        write_whole(directory / "widths.json", chosen.to_json())
+        if job.config.system != "i-net":
+            net = net_at(job.net, budget.text, chosen, job.calibration())
+            accuracy["found"] = evaluate(net, job.test())
+            save_subnet(directory, net, job.space, chosen, model=job.config.model, model_args=job.config.model_args)
+            job.progress.say(f"{budget.text}: {accuracy['found']:.1%} on the test images")
+        metrics = {"budget": budget.text, "ratio": ratio, **job.figures(chosen), "accuracy": accuracy}
+        write_json(directory / "metrics.json", metrics)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """A net to be trained by itself: the one found for a budget, or the uniform one beside it."""
+
+    kind: str  # "retrained" or "uniform", as the accuracy is called
+    budget: str
+    directory: Path
+    space: ChannelSpace
+    widths: Widths
+
+
+def retrain_stage(job: Job) -> None:
+    """Train the nets found, and uniform ones of equal MACs; leaves `model.safetensors` and both accuracies.
+
+    Of the systems without a search, only I-Nets are trained here.
+    """
+    if job.config.system not in ("autoslim", "i-net"):
+        return
+    plans = [plan for budget in job.budgets for plan in _plans(job, budget.text)]
+    for plan in plans:
+        path = job.run.subnet(plan.budget) / "metrics.json"
+        metrics = read_json(path)
+        if plan.kind in metrics["accuracy"]:
+            continue
+        if job.config.retrain.jointly and job.config.system == "autoslim":
+            net = _jointly_trained(job, plan, [other for other in plans if other.kind == plan.kind])
+        else:
+            net = _retrained(job, plan)
+        metrics["accuracy"][plan.kind] = evaluate(net, job.test())
+        write_json(path, metrics)
+        job.progress.say(f"{plan.kind} {plan.budget}: {metrics['accuracy'][plan.kind]:.1%} on the test images")
+
+
+def _plans(job: Job, budget: str) -> list[_Plan]:
+    directory = job.run.subnet(budget)
+    metrics = read_json(_need(directory / "metrics.json", "slim"))
+    widths = Widths.from_json((directory / "widths.json").read_text())
+    plans = [_Plan("retrained", budget, directory, job.space, widths)]
+    if job.config.retrain.uniform and job.config.system == "autoslim":
+        ratio, uniform = uniform_like(job.every, COSTS["macs"](job.every), metrics["macs"])
+        figures = {"macs": job.figures(uniform, job.every)["macs"], "ratio": round(ratio, 4)}
+        write_json(directory / "metrics.json", metrics | {"uniform": figures})
+        plans.append(_Plan("uniform", budget, directory / "uniform", job.every, uniform))
+    return plans
 
 
 def export_stage(job: Job) -> None:
@@ -296,7 +394,7 @@ def export_stage(job: Job) -> None:
     supernet = job.run.supernet / "metrics.json"
     metrics = read_json(_need(supernet, "train"))
     if "latency_ms" not in metrics:
-        metrics["latency_ms"] = measure_latency(extract(job.supernet.model, job.space, job.space.full()), example)
+        metrics["latency_ms"] = measure_latency(extract(job.model, job.space, job.space.full()), example)
         write_json(supernet, metrics)
     wants_onnx = has_onnx() if job.config.export.onnx == "auto" else job.config.export.onnx
     if job.config.export.onnx == "auto" and not wants_onnx:
@@ -329,6 +427,7 @@ def report_stage(job: Job) -> dict[str, Any]:
         subnets.append({**metrics, "accuracy": accuracy, "latency_ms": metrics.get("latency_ms")})
     results = {
         "model": job.config.model,
+        "system": job.config.system,
         "full": full,
         "subnets": [{**subnet, "uniform": subnet.get("uniform")} for subnet in subnets],
     }
@@ -359,7 +458,7 @@ def _train(
     recipe: Recipe,
     step: Step,
     directory: Path,
-    accuracy: Callable[[], float],
+    accuracies: Callable[[], Mapping[str, Any]],
 ) -> None:
     """Run the epochs that are missing, with a line in `train.jsonl` and a checkpoint after each."""
     batches = job.batches(job.data.train, recipe.batch_size, recipe)
@@ -384,33 +483,66 @@ def _train(
                 advance(done, f"epoch {training.epoch + 1}/{recipe.epochs}, loss {loss:.3f}")
 
             log = training.run_epoch(batches, step, on_step)
-            append_record(job.run.train_log, {"stage": stage, **asdict(log), "accuracy": accuracy()})
+            append_record(job.run.train_log, {"stage": stage, **asdict(log), **accuracies()})
             save_tensors(checkpoint, training.state(), {"stage": stage, "epoch": training.epoch})
 
 
-def _retrained(job: Job, stage: str, directory: Path, space: ChannelSpace, widths: Widths) -> nn.Module:
-    """The net of these widths, trained by the recipe, or as it was saved when that was done before."""
-    config, recipe = job.config, job.config.retrain
-    if (directory / "model.safetensors").exists():
-        (directory / "checkpoint.safetensors").unlink(missing_ok=True)
-        return load_subnet(directory, _builder(job)).to(job.device)
-    origin = job.supernet.model if recipe.init == "supernet" else fresh_model(config)
-    net = extract(origin, space, widths).to(job.device)
+def _retrained(job: Job, plan: _Plan) -> nn.Module:
+    """The net of a plan, trained by the recipe, or as it was saved when that was done before."""
+    config = job.config
+    recipe = config.retrain if config.system == "autoslim" else RetrainRecipe(**_shared(config.train))
+    if (plan.directory / "model.safetensors").exists():
+        (plan.directory / "checkpoint.safetensors").unlink(missing_ok=True)
+        return load_subnet(plan.directory, _builder(job)).to(job.device)
+    origin = job.model if recipe.init == "supernet" else fresh_model(config)
+    net = extract(origin, plan.space, plan.widths).to(job.device)
     if recipe.init == "supernet":
         recalibrate_batchnorm(net, job.calibration())
     if recipe.channels_last:
         net = net.to(memory_format=torch.channels_last)
     teacher = None
     if recipe.distill > 0:
-        teacher = extract(job.supernet.model, job.space, job.space.full())
-        recalibrate_batchnorm(teacher, job.calibration())
-        teacher.eval()
+        teacher = net_at(job.net, "full", job.space.full(), job.calibration()).eval()
     step = plain_step(net, recipe, None, teacher, recipe.distill)
     held_out = job.held_out()
-    _train(job, stage, net, recipe, step, directory, lambda: evaluate(net, held_out))
-    save_subnet(directory, net, space, widths, model=config.model, model_args=config.model_args)
-    (directory / "checkpoint.safetensors").unlink(missing_ok=True)
+    stage = f"{plan.kind} {plan.budget}"
+    _train(job, stage, net, recipe, step, plan.directory, lambda: {"accuracy": evaluate(net, held_out)})
+    _save(job, plan, net)
+    (plan.directory / "checkpoint.safetensors").unlink(missing_ok=True)
     return net
+
+
+def _jointly_trained(job: Job, plan: _Plan, plans: Sequence[_Plan]) -> nn.Module:
+    """The net of a plan, out of an S-Net of all plans of its kind that is trained by the recipe (or was before)."""
+    recipe, directory = job.config.retrain, job.run.joint(plan.kind)
+    if (directory / "model.safetensors").exists():
+        (directory / "checkpoint.safetensors").unlink(missing_ok=True)
+        saved = load_subnet(directory, _builder(job)).to(job.device)
+        assert isinstance(saved, SwitchableNet)
+        switchable = saved
+    else:
+        origin = job.model if recipe.init == "supernet" else fresh_model(job.config)
+        whole = extract(origin, plan.space, plan.space.full()).to(job.device)  # a copy: the supernet stays as it is
+        switchable = SwitchableNet(whole, plan.space, {each.budget: each.widths for each in plans})
+        if recipe.channels_last:
+            switchable = switchable.to(memory_format=torch.channels_last)
+        step, accuracies = switch_step(switchable, recipe), _accuracies_of_switches(switchable, job.held_out())
+        _train(job, f"{plan.kind} jointly", switchable, recipe, step, directory, accuracies)
+        save_subnet(directory, switchable, model=job.config.model, model_args=job.config.model_args)
+        (directory / "checkpoint.safetensors").unlink(missing_ok=True)
+    net = switchable.subnet(plan.budget)
+    _save(job, plan, net)
+    return net
+
+
+def _save(job: Job, plan: _Plan, net: nn.Module) -> None:
+    config = job.config
+    save_subnet(plan.directory, net, plan.space, plan.widths, model=config.model, model_args=config.model_args)
+
+
+def _shared(recipe: Recipe) -> dict[str, Any]:
+    """What any training has in common with this one."""
+    return {field.name: getattr(recipe, field.name) for field in fields(Recipe)}
 
 
 def read_path(run: Run, space: ChannelSpace, cost: Cost) -> list[SlimStep]:

@@ -24,6 +24,7 @@ class Recipe:
     schedule: Literal["linear", "cosine"] = "linear"
     warmup_epochs: Annotated[float, Ge(0)] = 0.0
     label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0
+    clip_value: Annotated[float, Gt(0)] | None = None  # gradients beyond it are clipped, value by value
     autocast: Literal["none", "bf16"] = "none"
     channels_last: bool = False
 
@@ -40,10 +41,15 @@ class Recipe:
 
 @dataclass(frozen=True)
 class SupernetRecipe(Recipe):
-    """Training of the supernet: the widest, the narrowest and `num_random` others per step (n = num_random + 2)."""
+    """Training of nets that share their weights.
+
+    Per step the widest, the narrowest and `num_random` others (n = num_random + 2). `distill`: do the narrower nets
+    learn from the widest? By soft cross-entropy (true) or by adaptive alpha-divergence ("alpha", of AlphaNet, which
+    wants `clip_value: 1`); "auto" means true, and false for the switches of an S-Net, as in the papers.
+    """
 
     num_random: Annotated[int, Ge(0)] = 2
-    distill: bool = True
+    distill: bool | Literal["auto", "alpha"] = "auto"
 
 
 @dataclass(frozen=True)
@@ -52,8 +58,10 @@ class RetrainRecipe(Recipe):
 
     `init`: "scratch" (the paper) or "supernet" (its weights). `distill`: weight of the soft cross-entropy against the
     supernet's widest net, 0 for none. `uniform`: train a uniform-width net of equal cost by the same recipe.
+    `jointly`: train the nets of all budgets as one S-Net, as the authors did, and the uniform nets as another one.
     """
 
     init: Literal["scratch", "supernet"] = "scratch"
     distill: Annotated[float, Ge(0), Le(1)] = 0.0
     uniform: bool = True
+    jointly: bool = False

@@ -46,6 +46,11 @@ class SwitchableNet(nn.Module):
         self._current = next(iter(self.switches))
 
     @property
+    def model(self) -> nn.Module:
+        """The user's model."""
+        return self.shared
+
+    @property
     def current(self) -> str:
         """Name of the switch that is used."""
         return self._current

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from autoslim.errors import RunError, TrainError
-from autoslim.losses import Loss, soft_cross_entropy
+from autoslim.losses import Loss, alpha_divergence, soft_cross_entropy
 from autoslim.recipe import Recipe, SupernetRecipe
 from autoslim.supernet import Supernet, sandwich_backward
+from autoslim.switchable import SwitchableNet, switch_backward
 from autoslim.tracing import split_input
 
 Step = Callable[[Any, Any, random.Random], Mapping[str, float]]
@@ -76,6 +77,8 @@ class Training:
                         f"the {name} loss became {loss} at step {count + 1} of epoch {self.epoch + 1} (learning rate "
                         f"{rate:.3g}); lower lr or add warmup_epochs"
                     )
+                if self.recipe.clip_value is not None:
+                    nn.utils.clip_grad_value_(self.model.parameters(), self.recipe.clip_value)
                 self.optimizer.step()
                 count += 1
                 for name, loss in losses.items():
@@ -142,16 +145,34 @@ def hard_loss(recipe: Recipe) -> Loss:
     return loss
 
 
-def sandwich_step(supernet: Supernet, recipe: SupernetRecipe, loss: Loss | None = None) -> Step:
-    """The step that trains a supernet."""
+def sandwich_step(
+    supernet: Supernet, recipe: SupernetRecipe, loss: Loss | None = None, ratios: tuple[float, float] | None = None
+) -> Step:
+    """The step that trains a supernet at independent widths, or, within `ratios`, at one ratio for the whole net."""
     loss = loss or hard_loss(recipe)
+    distill = _distillation(recipe, auto=True)
 
     def step(inputs: Any, targets: Any, rng: random.Random) -> Mapping[str, float]:
         return sandwich_backward(
-            supernet, inputs, targets, loss=loss, rng=rng, num_random=recipe.num_random, distill=recipe.distill
+            supernet, inputs, targets, loss=loss, rng=rng, num_random=recipe.num_random, distill=distill, ratios=ratios
         )
 
     return step
+
+
+def switch_step(net: SwitchableNet, recipe: Recipe, loss: Loss | None = None) -> Step:
+    """The step that trains an S-Net."""
+    loss = loss or hard_loss(recipe)
+    distill = _distillation(recipe, auto=False) if isinstance(recipe, SupernetRecipe) else False
+
+    def step(inputs: Any, targets: Any, rng: random.Random) -> Mapping[str, float]:
+        return switch_backward(net, inputs, targets, loss=loss, distill=distill)
+
+    return step
+
+
+def _distillation(recipe: SupernetRecipe, *, auto: bool) -> bool | Loss:
+    return auto if recipe.distill == "auto" else alpha_divergence if recipe.distill == "alpha" else recipe.distill
 
 
 def plain_step(
