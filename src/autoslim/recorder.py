@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -74,7 +74,9 @@ class Recorder:
     modules: list[tuple[str, nn.Module]] = field(default_factory=list)  # the stack of modules being called
     used: set[str] = field(default_factory=set)  # parameters and buffers that were read
     flat: set[str] = field(default_factory=set)  # parameters that are one long row
-    operator: str = ""
+    operator: str = ""  # the last one that was run, or is being run, and the module it is in
+    path: str = ""
+    results: deque[Any] = field(default_factory=lambda: deque(maxlen=8))  # of the last operators
     _labels: WeakTensorKeyDictionary = field(default_factory=WeakTensorKeyDictionary)
     _origins: WeakTensorKeyDictionary = field(default_factory=WeakTensorKeyDictionary)
 
@@ -89,8 +91,12 @@ class Recorder:
     @property
     def where(self) -> str:
         """The operator and the module being called, for reasons."""
-        path = self.modules[-1][0] if self.modules else ""
-        return f"{self.operator} in {path!r}" if path else f"{self.operator} in the model's forward"
+        return f"{self.operator} in {self.path!r}" if self.path else f"{self.operator} in the model's forward"
+
+    def reached(self, func: Any) -> None:
+        """The next operator is run."""
+        self.operator = func.overloadpacket.__name__
+        self.path = self.modules[-1][0] if self.modules else ""
 
     def reason(self, text: str = "", remedy: str = "") -> Reason:
         """Why something cannot be cut, with the place."""
@@ -117,6 +123,11 @@ class Recorder:
         """Labels of one axis, FIXED where there are none."""
         labels = self.labels(tensor)[axis]
         return np.full(tensor.shape[axis], FIXED) if labels is None else labels
+
+    def seen_last(self) -> Labels:
+        """Labels of what the last operators gave, the latest first."""
+        leaves = [leaf for result in reversed(self.results) for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        return np.concatenate([*map(self.known, leaves), np.array([], dtype=np.int64)])
 
     def known(self, tensor: Tensor) -> Labels:
         """All labels of a tensor, of any axis."""

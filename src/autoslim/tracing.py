@@ -252,7 +252,7 @@ class _LabelMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
             if result is not NotImplemented:
                 return result
         recorder = self.recorder
-        recorder.operator = func.overloadpacket.__name__
+        recorder.reached(func)
         try:
             result = shaped(func, args, kwargs)
             if result is None:
@@ -263,6 +263,7 @@ class _LabelMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
         recorder.leave_trail(args)
         with unset_fake_temporarily():  # labels are real
             self._labelled(rule, func, args, kwargs, result)
+        recorder.results.append(result)
         return result
 
     def _labelled(self, rule: Rule | None, func: Any, args: Any, kwargs: Any, result: Any) -> None:
@@ -653,13 +654,15 @@ def _proven(subject: _Subject, space: ChannelSpace, found: Recorder) -> ChannelS
         lambda s: s.smallest(),
         lambda s: Widths((g.name, rng.choice(g.choices[:-1])) for g in s.groups.values()),
     ]
+    is_stable = False
     for draw in draws:
         while space.groups:
             widths = draw(space)
             failed = failure(widths)
             if failed is None:
                 break
-            unstable = failure(space.full())
+            unstable = None if is_stable else failure(space.full())
+            is_stable = not unstable
             if unstable and not (found.passed and unstable.groups):
                 raise TraceError(
                     f"{type(subject.model).__name__} does something else at each forward pass: {unstable.text}"
@@ -702,7 +705,7 @@ def _guilty(
     the net fail when those before it are cut as well.
     """
     full = space.full()
-    alone = {name: failure(full.replaced(name, widths[name])) for name in failed.groups}
+    alone = {name: failure(full.replaced(name, widths[name])) for name in dict.fromkeys(failed.groups)}
     found = {name: reason for name, reason in alone.items() if reason}
     if found:
         return found
@@ -734,6 +737,18 @@ def _failure(subject: _Subject, space: ChannelSpace, widths: Widths, found: Reco
         name = group_of(number)
         return f"channel {number - numbers[name]} of {name!r}"
 
+    def groups_of(labels: Labels) -> Iterable[str]:
+        return dict.fromkeys(group_of(label) for label in labels.tolist() if label >= 0)
+
+    def nearby(recorder: Recorder) -> Iterator[str]:
+        """Groups that the numbers kept in the module where it failed, and in those around it, follow."""
+        path = recorder.path
+        while path:
+            for attribute in space.attributes:
+                if attribute.module == path:
+                    yield from sorted({group for axis in attribute.axes for group in axis.groups})
+            path = path.rpartition(".")[0]
+
     presets: dict[str, list[Labels | None]] = {
         name: [_settled(axis, widths, numbers) for axis in axes]
         for name, axes in (*space.parameters.items(), *space.buffers.items())
@@ -752,14 +767,14 @@ def _failure(subject: _Subject, space: ChannelSpace, widths: Widths, found: Reco
         try:
             run_labelled(run, net, recorder)
         except (Mismatch, _OperatorError) as error:
-            groups = tuple(dict.fromkeys(group_of(label) for label in error.labels.tolist() if label >= 0))
+            groups = (*groups_of(error.labels), *nearby(recorder), *groups_of(recorder.seen_last()))
             text = str(error) if isinstance(error, Mismatch) else f"{error} ({recorder.where})"
             return _Failure(text, groups, isinstance(error, Mismatch), recorder.where, line_of_the_user(error))
         except Exception as error:
-            path = recorder.modules[-1][0] if recorder.modules else ""
-            mode = ", training mode" if run.training else ""
-            text = f"{_first_line(error)} (in {path or 'the forward of the model'}{mode})"
-            return _Failure(text, (), False, recorder.where, line_of_the_user(error))
+            mode = ", in training mode" if run.training else ""
+            text = f"{_first_line(error)} (after {recorder.where}{mode})"
+            groups = (*nearby(recorder), *groups_of(recorder.seen_last()))
+            return _Failure(text, groups, False, recorder.where, line_of_the_user(error))
     return None
 
 
