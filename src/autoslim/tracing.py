@@ -634,10 +634,11 @@ def _covers(glob: str, name: str) -> bool:
 
 @dataclass(frozen=True)
 class _Failure:
-    """Why a cut net does not run, or does not line up with its labels, and the groups that were met there."""
+    """Why a cut net does not run, or does not line up with its labels; the groups met there, and others not far."""
 
     text: str
     groups: tuple[str, ...]
+    suspects: tuple[str, ...]
     is_mismatch: bool
     operator: str = ""
     line: str = ""
@@ -701,14 +702,15 @@ def _guilty(
 ) -> dict[str, _Failure]:
     """Groups whose cut makes the net fail, with the failure.
 
-    First those met where it failed, each cut alone; if it is none of them, bisect for the first group whose cut makes
-    the net fail when those before it are cut as well.
+    First those met where it failed, each cut alone, then the suspects; if it is none of them, bisect for the first
+    group whose cut makes the net fail when those before it are cut as well.
     """
     full = space.full()
-    alone = {name: failure(full.replaced(name, widths[name])) for name in dict.fromkeys(failed.groups)}
-    found = {name: reason for name, reason in alone.items() if reason}
-    if found:
-        return found
+    for tried in (failed.groups, [name for name in dict.fromkeys(failed.suspects) if name not in failed.groups]):
+        alone = {name: failure(full.replaced(name, widths[name])) for name in tried}
+        found = {name: reason for name, reason in alone.items() if reason}
+        if found:
+            return found
     names = list(space.groups)
 
     def first_cut(count: int) -> Widths:
@@ -740,14 +742,15 @@ def _failure(subject: _Subject, space: ChannelSpace, widths: Widths, found: Reco
     def groups_of(labels: Labels) -> Iterable[str]:
         return dict.fromkeys(group_of(label) for label in labels.tolist() if label >= 0)
 
-    def nearby(recorder: Recorder) -> Iterator[str]:
-        """Groups that the numbers kept in the module where it failed, and in those around it, follow."""
-        path = recorder.path
+    def suspects(recorder: Recorder) -> tuple[str, ...]:
+        """Groups that numbers kept in and around the module where it failed follow; then those met last."""
+        path, found = recorder.path, dict[str, None]()
         while path:
             for attribute in space.attributes:
                 if attribute.module == path:
-                    yield from sorted({group for axis in attribute.axes for group in axis.groups})
+                    found |= dict.fromkeys(sorted({group for axis in attribute.axes for group in axis.groups}))
             path = path.rpartition(".")[0]
+        return (*found, *groups_of(recorder.seen_last()))
 
     presets: dict[str, list[Labels | None]] = {
         name: [_settled(axis, widths, numbers) for axis in axes]
@@ -767,14 +770,14 @@ def _failure(subject: _Subject, space: ChannelSpace, widths: Widths, found: Reco
         try:
             run_labelled(run, net, recorder)
         except (Mismatch, _OperatorError) as error:
-            groups = (*groups_of(error.labels), *nearby(recorder), *groups_of(recorder.seen_last()))
+            groups = tuple(groups_of(error.labels))
             text = str(error) if isinstance(error, Mismatch) else f"{error} ({recorder.where})"
-            return _Failure(text, groups, isinstance(error, Mismatch), recorder.where, line_of_the_user(error))
+            is_mismatch = isinstance(error, Mismatch)
+            return _Failure(text, groups, suspects(recorder), is_mismatch, recorder.where, line_of_the_user(error))
         except Exception as error:
             mode = ", in training mode" if run.training else ""
             text = f"{_first_line(error)} (after {recorder.where}{mode})"
-            groups = (*nearby(recorder), *groups_of(recorder.seen_last()))
-            return _Failure(text, groups, False, recorder.where, line_of_the_user(error))
+            return _Failure(text, (), suspects(recorder), False, recorder.where, line_of_the_user(error))
     return None
 
 
