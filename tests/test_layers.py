@@ -15,7 +15,7 @@ SOURCE = Path(autoslim.__file__).parent
 # a module imports only from lines above its own, or from modules before it on its line
 LAYERS = [
     ["_version", "errors", "progress", "files"],
-    ["space", "recipe"],
+    ["space", "recipe", "published"],
     ["cost", "slim", "report"],
     ["atoms", "sizes", "slicing"],
     ["shortcuts", "recorder", "rules", "tracing"],

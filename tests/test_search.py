@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Mapping
-from pathlib import Path
 
 import pytest
 
@@ -21,6 +19,7 @@ from autoslim import (
     widths_within,
 )
 from autoslim.errors import BudgetError, SpaceError
+from autoslim.published import published_nets
 
 SPACE = ChannelSpace([ChannelGroup("a", 8, (2, 4, 6, 8)), ChannelGroup("b", 6, (2, 4, 6)), ChannelGroup("c", 3, (3,))])
 
@@ -199,25 +198,28 @@ def test_budgets_that_cannot_be_read_say_what_would_work(text: str, expected: st
 
 def test_the_published_widths_are_among_the_choices() -> None:
     """The rule for bins is the paper's: every published width of MobileNet v1 and v2 is a choice of the supernet."""
-    entries = json.loads((Path(__file__).parent / "golden" / "published_channels.json").read_text())
     supernets = {
-        "mbv1": [32, 64, 128, 128, 256, 256, *[512] * 6, 1024, 1024],
-        "mbv2": [32, 16, *[v for c, n in ((24, 2), (32, 3), (64, 4), (96, 3), (160, 3), (320, 1)) for v in [c] * n]],
+        "mobilenet_v1": [32, 64, 128, 128, 256, 256, *[512] * 6, 1024, 1024],
+        "mobilenet_v2": [
+            32,
+            16,
+            *[v for c, n in ((24, 2), (32, 3), (64, 4), (96, 3), (160, 3), (320, 1)) for v in [c] * n],
+        ],
     }
     from autoslim.zoo.layers import make_divisible
 
     checked = 0
-    for entry in entries:
-        if entry["arch"] not in supernets:
+    for net in published_nets():
+        if net.builder not in supernets:
             continue
-        width = 1.1 if entry["arch"] == "mbv1" else 1.5
-        sizes = [make_divisible(c * width) for c in supernets[entry["arch"]]]
-        channels = entry["channels_forward_order"]
-        outputs = channels[:14] if entry["arch"] == "mbv1" else [*channels[:2], *channels[3:-2:2]]
+        width = 1.1 if net.builder == "mobilenet_v1" else 1.5
+        sizes = [make_divisible(c * width) for c in supernets[net.builder]]
+        channels = net.channels
+        outputs = channels[:14] if net.builder == "mobilenet_v1" else [*channels[:2], *channels[3:-2:2]]
         for size, published in zip(sizes, outputs, strict=True):
             group = ChannelGroup("g", size, tuple(range(1, size + 1)))
             choices = ChannelSpace([group]).with_choices(12, 8, 0.001).groups["g"].choices
-            assert published in choices, (entry["name"], size, published, choices)
+            assert published in choices, (net.name, size, published, choices)
             checked += 1
     assert checked > 60
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,16 +12,11 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from autoslim import extract, trace, zoo
+from autoslim import MemoryCost, extract, trace, zoo
+from autoslim.cli import main
 from autoslim.errors import ConfigError
-
-PUBLISHED = json.loads((Path(__file__).parent / "golden" / "published_channels.json").read_text())
-BUILDERS: dict[str, Callable[..., nn.Module]] = {
-    "mbv1": zoo.mobilenet_v1,
-    "mbv2": zoo.mobilenet_v2,
-    "mnas": zoo.mnasnet,
-    "r50": zoo.resnet50,
-}
+from autoslim.models import build_model
+from autoslim.published import PublishedNet, published_net, published_nets
 
 
 def costs(build: Callable[..., nn.Module], **options: object) -> tuple[float, float]:
@@ -34,12 +28,28 @@ def costs(build: Callable[..., nn.Module], **options: object) -> tuple[float, fl
     return counter.get_total_flops() / 2e6, sum(p.numel() for p in net.parameters()) / 1e6
 
 
-@pytest.mark.parametrize("entry", PUBLISHED, ids=lambda entry: entry["name"])
-def test_published_channel_lists_cost_what_the_paper_says(entry: dict) -> None:
-    macs, params = costs(BUILDERS[entry["arch"]], channels=entry["channels_forward_order"])
-    assert macs == pytest.approx(entry["computed_macs_M"], rel=1e-3)
-    assert macs == pytest.approx(entry["claimed_macs_M"], rel=2e-3)
-    assert round(params, 3) == entry["computed_params_M"]
+@pytest.mark.parametrize("net", published_nets(), ids=lambda net: net.name)
+def test_published_nets_cost_what_the_paper_says(net: PublishedNet) -> None:
+    macs, params = costs(getattr(zoo, net.builder), channels=net.channels)
+    assert macs == pytest.approx(net.million_macs, rel=1e-3)
+    assert macs == pytest.approx(net.claimed_million_macs, rel=2e-3)
+    assert round(params, 3) == net.million_params
+    assert params == pytest.approx(float(net.claimed_params.removesuffix("M")), abs=0.1)  # MBv2 305M: 5.7, and 5.77
+    model = build_model(f"autoslim:published/{net.name}", {"num_classes": 7})
+    assert model.eval()(torch.zeros(1, 3, 64, 64)).shape == (1, 7)
+    space = trace(model, torch.zeros(1, 3, 224, 224))
+    classifier = 993 * (net.channels[-2] + 2) / 1e6  # seven classes are 993 fewer: weights, bias and output
+    assert MemoryCost(space)(space.full()) / 1e6 == pytest.approx(net.million_memory - classifier, abs=0.01)
+
+
+def test_the_published_nets_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["published"]) == 0
+    table = capsys.readouterr().out
+    assert all(net.name in table for net in published_nets())
+    assert main(["published", "--json"]) == 0
+    assert [entry["name"] for entry in json.loads(capsys.readouterr().out)] == [net.name for net in published_nets()]
+    with pytest.raises(ConfigError, match="mobilenet_v2-207m"):
+        build_model("autoslim:published/mobilenet_v2-207")
 
 
 @pytest.mark.parametrize(
@@ -98,7 +108,7 @@ def test_the_function_is_that_of_torchvision(build: Callable[..., nn.Module], wi
 
 @pytest.mark.parametrize(
     ("build", "num_groups"),
-    [(zoo.mobilenet_v1, 14), (zoo.mobilenet_v2, 25), (zoo.resnet50, 37), (zoo.resnet20, 12)],
+    [(zoo.mobilenet_v1, 14), (zoo.mobilenet_v2, 25), (zoo.resnet50, 37), (zoo.resnet20, 12), (zoo.resnet56, 30)],
 )
 def test_the_channels_can_be_cut_as_in_the_papers(build: Callable[..., nn.Module], num_groups: int) -> None:
     net, images = build(num_classes=10).eval(), torch.randn(1, 3, 32, 32)
@@ -111,11 +121,20 @@ def test_the_channels_can_be_cut_as_in_the_papers(build: Callable[..., nn.Module
 
 @pytest.mark.parametrize(
     "build",
-    [zoo.mobilenet_v1, zoo.mobilenet_v2, zoo.mnasnet, zoo.shufflenet_v1, zoo.shufflenet_v2, zoo.resnet50, zoo.resnet20],
+    [
+        zoo.mobilenet_v1,
+        zoo.mobilenet_v2,
+        zoo.mnasnet,
+        zoo.shufflenet_v1,
+        zoo.shufflenet_v2,
+        zoo.resnet50,
+        zoo.resnet20,
+        zoo.resnet56,
+    ],
 )
 @pytest.mark.parametrize("size", [28, 32])
 def test_small_grey_images(build: Callable[..., nn.Module], size: int) -> None:
-    options = {} if build is zoo.resnet20 else {"stem_stride": 1}
+    options = {} if build in (zoo.resnet20, zoo.resnet56) else {"stem_stride": 1}
     net = build(num_classes=7, in_channels=1, **options).eval()
     with torch.no_grad():
         logits = net(torch.randn(2, 1, size, size))
@@ -160,7 +179,7 @@ def test_initial_weights_are_those_of_the_papers_code(build: Callable[..., nn.Mo
 
 
 def test_a_block_adds_its_input_only_where_the_shape_stays() -> None:
-    published = next(e for e in PUBLISHED if e["name"] == "autoslim_mbv2_207M")["channels_forward_order"]
+    published = published_net("mobilenet_v2-207m").channels
     blocks = list(zoo.mobilenet_v2(channels=published).features)[2:-1]
     assert [i for i, block in enumerate(blocks) if block.is_residual] == [1, 3, 4, 6, 7, 8, 10, 11, 13, 14]
     uneven = [*published]

@@ -123,6 +123,24 @@ def inspect(
         raise ConfigError(missed[0]["reason"])
 
 
+@app.command()
+def published(as_json: _Json = False) -> None:
+    """The nets the authors published: what they cost, and the accuracy they claim. Each can be built by its name."""
+    from dataclasses import asdict
+
+    from autoslim.published import published_nets
+
+    if as_json:
+        print(json.dumps([asdict(net) for net in published_nets()]))
+        return
+    from rich.console import Console
+
+    from autoslim.terminal import published_table
+
+    Console(soft_wrap=False).print(published_table(published_nets()))
+    print("a name builds the net: autoslim inspect autoslim:published/mobilenet_v2-207m")
+
+
 def _stage_command(name: str, help_text: str) -> None:
     """Each stage is a command with the same options."""
 

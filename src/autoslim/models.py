@@ -10,12 +10,14 @@ from torch import nn
 
 from autoslim.errors import ConfigError, nearest
 from autoslim.importing import describe, load_object
+from autoslim.published import published_net
 
 
 def build_model(name: str, arguments: Mapping[str, Any] | None = None) -> nn.Module:
     """The network that `name` stands for, built with keyword `arguments`, with fresh weights.
 
-    `torchvision:NAME`, `timm:NAME`, `autoslim:NAME`, or `package.module:function` and `path/to/file.py:function`, where
+    `torchvision:NAME`, `timm:NAME`, `autoslim:NAME`, `autoslim:published/NAME`, or one of the user's own,
+    `package.module:function` and `path/to/file.py:function`, where
     the function (or class) returns an `nn.Module`. Raises `ConfigError` with what would work.
     """
     arguments = dict(arguments or {})
@@ -59,6 +61,14 @@ def _check_arguments(name: str, builder: Callable[..., Any], arguments: Mapping[
 def _autoslim(name: str) -> Callable[..., Any]:
     from autoslim import zoo
 
+    if name.startswith("published/"):
+        net = published_net(name.removeprefix("published/"))
+
+        def build(num_classes: int = 1000, in_channels: int = 3, stem_stride: int = 2) -> nn.Module:
+            channels, builder = [*net.channels[:-1], num_classes], getattr(zoo, net.builder)
+            return builder(channels=channels, in_channels=in_channels, stem_stride=stem_stride)  # type: ignore[no-any-return]
+
+        return build
     known = {
         key: value
         for key, value in vars(zoo).items()

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from autoslim.cost import readable
 from autoslim.progress import Advance, Progress
+from autoslim.published import PublishedNet
 
 _LOG_SECONDS = 10.0  # without a terminal: at most one line per bar in this time
 
@@ -83,6 +84,23 @@ def results_table(results: Mapping[str, Any]) -> Table:
     for subnet in results["subnets"]:
         accuracies = [_percent(subnet["accuracy"][kind]) for kind in ("supernet", "found", "retrained", "uniform")]
         table.add_row(subnet["budget"], *_sizes(subnet, full), *accuracies)
+    return table
+
+
+def published_table(nets: Sequence[PublishedNet]) -> Table:
+    """The published nets; the accuracies are the authors' own."""
+    table = Table(title="published nets (ImageNet, 224 pixels)")
+    table.add_column("name", no_wrap=True)
+    for name in ("MACs", "params", "memory", "claimed top-1"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for net in nets:
+        figures = (
+            f"{net.million_macs:.1f}M",
+            f"{net.million_params:.2f}M",
+            f"{net.million_memory:.1f}M",
+            f"{net.claimed_top1:.1%}",
+        )
+        table.add_row(net.name, *figures)
     return table
 
 
