@@ -17,7 +17,7 @@ README = Path(__file__).parent.parent / "README.md"
 
 def test_the_python_in_the_readme_runs(in_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     blocks = re.findall(r"<!-- tested: .*? -->\n```python\n(.*?)```", README.read_text(), re.S)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     assert len([line for line in blocks[0].splitlines() if line.strip()]) <= 20
     torch.manual_seed(0)
     labels = torch.arange(60) % 5
