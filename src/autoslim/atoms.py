@@ -61,8 +61,8 @@ class Atoms:
             raise Mismatch(f"{why().operator}: {len(left)} channels meet {len(right)}")
         left_roots, right_roots = self.find(left), self.find(right)
         both = (left_roots >= 0) & (right_roots >= 0) & (left_roots != right_roots)
-        for one, other in np.unique(np.stack([left_roots[both], right_roots[both]]), axis=1).T.tolist():
-            self._union(one, other)
+        if both.any():
+            self._unite(left_roots[both], right_roots[both])
         for meets_fixed in (left[right == FIXED], right[left == FIXED]):
             self.pin(meets_fixed, why)
         return np.where(left_roots == ANY, right_roots, left_roots)
@@ -80,6 +80,16 @@ class Atoms:
             for root in np.unique(self.find(labels)).tolist():
                 reasons.setdefault(root, reason)
         return reasons
+
+    def _unite(self, left: Labels, right: Labels) -> None:
+        """Make one class of each pair of classes."""
+        older, newer = np.minimum(left, right), np.maximum(left, right)
+        found, first = np.unique(newer, return_index=True)
+        if (older == older[first][np.searchsorted(found, newer)]).all() and not np.isin(older, found).any():
+            self._parent[found] = older[first]  # each class meets one older one: all at once
+            return
+        for one, other in set(zip(older.tolist(), newer.tolist(), strict=True)):
+            self._union(one, other)
 
     def _union(self, one: int, other: int) -> None:
         parent = self._parent

@@ -138,14 +138,20 @@ class Axis:
             else:
                 runs.append((group, rank, 1))
         spans: list[Span] = []
-        for group, rank, repeat in runs:
-            last = spans[-1] if spans else None
-            if last and group is not None and (last.group, last.repeat) == (group, repeat):
-                step = rank - last.start if last.count == 1 else last.step
-                if step > 0 and rank == last.start + last.count * step:
-                    spans[-1] = replace(last, count=last.count + 1, step=step)
-                    continue
-            spans.append(Span(group, 1, rank, repeat) if group is not None else Span(None, repeat))
+        index = 0
+        while index < len(runs):
+            group, start, repeat = runs[index]
+            count, step = 1, 1
+            if group is None:
+                spans.append(Span(None, repeat))
+            else:
+                following = runs[index + 1] if index + 1 < len(runs) else (None, 0, 0)
+                if (following[0], following[2]) == (group, repeat) and following[1] > start:
+                    step = following[1] - start
+                    while index + count < len(runs) and runs[index + count] == (group, start + count * step, repeat):
+                        count += 1
+                spans.append(Span(group, count, start, repeat, step))
+            index += count
         return cls(tuple(spans))
 
     @cached_property
