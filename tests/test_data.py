@@ -743,7 +743,7 @@ def test_shuffle_visits_each_image_once_with_its_label():
     assert torch.equal((images * 255).round().to(torch.uint8), data.images[labels])
 
 
-@pytest.mark.parametrize("augment", ["none", "flip", "crop", "resized-crop", "jitter", "crop,flip,jitter"])
+@pytest.mark.parametrize("augment", ["none", "flip", "crop", "resized-crop", "jitter", "lighting", "crop,flip,jitter"])
 def test_seed_and_epoch_decide_everything(augment):
     data = square_set(shape=(3, 16, 16))
 
@@ -881,7 +881,7 @@ def test_augmentations_that_exist(augment):
         ("flp", "did you mean 'flip'?"),
         ("flip,crp", "did you mean 'crop'?"),
         ("flip,resized_crop", "did you mean 'resized-crop'?"),
-        ("auto", "known: crop, flip, jitter, none, resized-crop"),
+        ("auto", "known: crop, flip, jitter, lighting, none, resized-crop, wide-resized-crop"),
         ("", "known: crop"),
         ("none,flip", "'none' does not go with others"),
     ],
@@ -924,3 +924,21 @@ def test_embedded_set_needs_neither_pillow_nor_torchvision():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "1000\n"
+
+
+def test_lighting_shifts_the_colours_of_a_whole_image_by_little():
+    images = torch.full((200, 3, 4, 4), 128, dtype=torch.uint8)
+    shifted = pixels(ImageSet(images, torch.zeros(200, dtype=torch.long)), "lighting") * 1.0
+    assert torch.allclose(shifted.amax((2, 3)), shifted.amin((2, 3)))  # the same for every pixel
+    shift = shifted[:, :, 0, 0] - 128
+    assert shift.abs().mean() < 10
+    # the first axis is nearly grey: the three colours mostly go together
+    assert torch.corrcoef(shift.T).min() > 0.8
+
+
+def test_the_wide_crop_sees_smaller_parts():
+    ramp = torch.arange(32, dtype=torch.uint8).mul(8).expand(100, 1, 32, 32).contiguous()
+    data = ImageSet(ramp, torch.zeros(100, dtype=torch.long))
+    usual, wide = (pixels(data, name) for name in ("resized-crop", "wide-resized-crop"))
+    usual, wide = (part.amax((1, 2, 3)) - part.amin((1, 2, 3)) for part in (usual, wide))
+    assert wide.mean() < 0.95 * usual.mean()

@@ -190,6 +190,44 @@ def test_systems_that_cannot_be_are_refused_before_anything_runs(
     assert not (in_tmp / "runs" / "small" / "supernet").exists()
 
 
+IMAGENET = sorted((Path(__file__).parent.parent / "configs" / "imagenet").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("recipe", IMAGENET, ids=lambda path: path.stem)
+def test_the_imagenet_recipes_run_on_a_small_folder_of_that_shape(
+    recipe: Path, in_tmp: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from PIL import Image
+
+    generator = torch.Generator().manual_seed(0)
+    for part, count in (("train", 12), ("val", 4)):
+        for name in ("n01440764", "n02102040", "n03000684"):
+            folder = in_tmp / "imagenet" / part / name
+            folder.mkdir(parents=True)
+            for index in range(count):
+                pixels = torch.randint(0, 256, (72, 80, 3), generator=generator, dtype=torch.uint8)
+                Image.fromarray(pixels.numpy()).save(folder / f"{name}_{index}.JPEG")
+    small = ["model_args.num_classes=3", "data.image_size=64", "data.holdout=12", "slim.budgets=[99%, 98%]"]
+    small += ["train.epochs=1", "train.batch_size=8", "retrain.epochs=1", "retrain.batch_size=8"]
+    small += ["slim.images=12", "calibration_images=12", "export.onnx=false", "threads=1"]
+    assert run("run", recipe, "--json", *(part for text in small for part in ("--set", text))) == 0
+    results = json.loads(capsys.readouterr().out)
+    assert [net["budget"] for net in results["subnets"]] == ["99%", "98%"]
+    for net in results["subnets"]:
+        assert net["macs"] < 0.99 * results["full"]["macs"]
+        assert all(0 <= net["accuracy"][kind] <= 1 for kind in ("supernet", "found", "retrained", "uniform"))
+    assert (in_tmp / "runs" / recipe.stem / "report.html").exists()
+
+
+@pytest.mark.parametrize("recipe", IMAGENET, ids=lambda path: path.stem)
+def test_the_budgets_of_the_imagenet_recipes_are_within_reach(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = autoslim.load_config(recipe)
+    width = config.model_args.get("width", 1.0)
+    budgets = [part for budget in config.slim.budgets for part in ("--budget", budget)]
+    assert run("inspect", config.model, "--set", f"model_args.width={width}", *budgets, "--json") == 0
+    assert len(json.loads(capsys.readouterr().out)["budgets"]) == len(config.slim.budgets)
+
+
 def test_it_learns_and_the_search_beats_the_supernets_chance(config: Path, in_tmp: Path) -> None:
     assert run("run", config, "--set", "train.epochs=8", "--set", "retrain.epochs=12") == 0
     results = json.loads((in_tmp / "runs/small/results.json").read_text())

@@ -55,6 +55,12 @@ def test_the_schedule_warms_up_and_ends_near_zero(schedule: str) -> None:
     assert halfway == pytest.approx(0.2, abs=1e-9)
 
 
+def test_the_schedule_of_resnets_falls_by_tenths() -> None:
+    recipe = Recipe(epochs=100, lr=0.1, schedule="step")
+    rates = [recipe.learning_rate(epoch * 5, 5) for epoch in (0, 29, 30, 59, 60, 89, 90, 99)]
+    assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001, 0.0001, 0.0001])
+
+
 def test_no_weight_decay_on_depthwise_kernels_norms_and_biases() -> None:
     net = _net()
     decayed, others = make_optimizer(net, Recipe(weight_decay=0.1)).param_groups

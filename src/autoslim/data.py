@@ -14,6 +14,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -257,9 +258,9 @@ def _crop(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     return windows[torch.arange(len(images)), :, y, x]
 
 
-def _resized_crop(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def _resized_crop(images: torch.Tensor, generator: torch.Generator, least: float = 0.25) -> torch.Tensor:
     area, ratio, x, y = torch.rand(4, len(images), generator=generator)
-    area = 0.25 + 0.75 * area
+    area = least + (1 - least) * area
     ratio = (4 / 3) ** (2 * ratio - 1)
     width, height = (area * ratio).sqrt().clamp(max=1), (area / ratio).sqrt().clamp(max=1)
     transform = torch.zeros(len(images), 2, 3)
@@ -279,6 +280,23 @@ def _jitter(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     return images
 
 
+# principal axes of the colours of ImageNet and deviations along them, for values from 0 to 1 (Krizhevsky et al. 2012)
+_COLOUR_AXES = (
+    (-0.5675, 0.7192, 0.4009),
+    (-0.5808, -0.0045, -0.8140),
+    (-0.5836, -0.6948, 0.4203),
+)
+_COLOUR_DEVIATIONS = (0.2175, 0.0188, 0.0045)
+
+
+def _lighting(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    if images.shape[1] != 3:
+        return images
+    alphas = 0.1 * torch.randn(len(images), 3, generator=generator)
+    shift = 255 * (alphas * torch.tensor(_COLOUR_DEVIATIONS)) @ torch.tensor(_COLOUR_AXES).T
+    return (images + shift.view(-1, 3, 1, 1).to(images.device)).clamp_(0, 255)
+
+
 def _grey(images: torch.Tensor) -> torch.Tensor:
     if images.shape[1] != 3:
         return images.mean(1, keepdim=True)
@@ -289,7 +307,9 @@ _AUGMENTS: dict[str, Callable[[torch.Tensor, torch.Generator], torch.Tensor]] = 
     "flip": _flip,
     "crop": _crop,
     "resized-crop": _resized_crop,
+    "wide-resized-crop": partial(_resized_crop, least=0.08),
     "jitter": _jitter,
+    "lighting": _lighting,
 }
 
 

@@ -21,7 +21,7 @@ class Recipe:
     momentum: Annotated[float, Ge(0), Lt(1)] = 0.9
     nesterov: bool = True
     weight_decay: Annotated[float, Ge(0)] = 1e-4
-    schedule: Literal["linear", "cosine"] = "linear"
+    schedule: Literal["linear", "cosine", "step"] = "linear"
     warmup_epochs: Annotated[float, Ge(0)] = 0.0
     label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0
     clip_value: Annotated[float, Gt(0)] | None = None  # gradients beyond it are clipped, value by value
@@ -29,11 +29,17 @@ class Recipe:
     channels_last: bool = False
 
     def learning_rate(self, step: int, steps_per_epoch: int) -> float:
-        """The rate at a step counted from 0: a linear warm-up, then linear or cosine decay to 0."""
+        """The rate at a step counted from 0: a linear warm-up, then linear or cosine decay to 0.
+
+        "step" is that of ResNets: a tenth, a hundredth and a thousandth of it from 30, 60 and 90 % of the epochs on.
+        """
         warmup = self.warmup_epochs * steps_per_epoch
         if step < warmup:
             return self.lr * (step + 1) / (warmup + 1)
         progress = (step - warmup) / max(1.0, self.epochs * steps_per_epoch - warmup)
+        if self.schedule == "step":
+            tenths = sum(step >= share * self.epochs * steps_per_epoch for share in (0.3, 0.6, 0.9))
+            return self.lr * 0.1**tenths
         if self.schedule == "cosine":
             return self.lr * (1 + math.cos(math.pi * progress)) / 2
         return self.lr * (1 - progress)
