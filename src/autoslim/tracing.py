@@ -11,6 +11,7 @@ import dataclasses
 import fnmatch
 import math
 import random
+import re
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -656,6 +657,7 @@ def _proven(subject: _Subject, space: ChannelSpace, found: Recorder) -> ChannelS
         lambda s: s.smallest(),  # last: a lone channel meets everything, and hides who is guilty
     ]
     is_stable = False
+    frozen_before: dict[str, int] = {}
     for draw in draws:
         while space.groups:
             widths = draw(space)
@@ -673,23 +675,45 @@ def _proven(subject: _Subject, space: ChannelSpace, found: Recorder) -> ChannelS
                 continue
             guilty = _guilty(space, widths, failed, failure)
             for name, reason in guilty.items():
-                least = _least(space, name, reason, failure)
+                if name not in space.groups:  # frozen with one like it
+                    continue
+                least = _least(space, name, widths[name], reason, failure)
                 if least is None:
                     text = f"the network does not run when it is cut: {reason.text}"
+                    alike = _alike(space, name)
                     space = space.frozen({name: Reason(text, reason.operator, reason.line)})
+                    met = f"{alike[0]}:{reason.line}"
+                    frozen_before[met] = frozen_before.get(met, 0) + 1
+                    if frozen_before[met] > 1:  # block after block: a proof for each would take minutes in a deep net
+                        text = f"{text}; so does {name!r}, which is like it"
+                        others = (other for other in alike[1] if other in space.groups)
+                        space = space.frozen(dict.fromkeys(others, Reason(text, reason.operator, reason.line)))
                 else:
                     space = space.restricted({name: least})
     return space
 
 
+def _alike(space: ChannelSpace, name: str) -> tuple[str, list[str]]:
+    """What the name of a group has in common with those of other blocks, and the groups of that name and size."""
+    pattern, size = re.sub(r"\d+", "*", name), space.groups[name].size
+    return pattern, [
+        other
+        for other, group in space.groups.items()
+        if other != name and group.size == size and re.sub(r"\d+", "*", other) == pattern
+    ]
+
+
 def _least(
-    space: ChannelSpace, name: str, reason: _Failure, failure: Callable[[Widths], _Failure | None]
+    space: ChannelSpace, name: str, failed: int, reason: _Failure, failure: Callable[[Widths], _Failure | None]
 ) -> int | None:
-    """The smallest width from which a group can be cut after all; None if no width in the middle works either."""
+    """The smallest width from which a group can be cut after all; None if the one in the middle does not work either.
+
+    A width that `failed` says as much of all below it.
+    """
     choices = space.groups[name].choices
     full = space.full()
     low, high = 0, (len(choices) - 1) // 2
-    if reason.is_mismatch or high == 0 or failure(full.replaced(name, choices[high])):
+    if reason.is_mismatch or high == 0 or failed >= choices[high] or failure(full.replaced(name, choices[high])):
         return None
     while high - low > 1:
         middle = (low + high) // 2
