@@ -378,7 +378,7 @@ def test_a_loss_that_is_not_a_number_stops_with_the_step_and_keeps_the_checkpoin
 ) -> None:
     assert "no epoch was finished" in fails(capsys, "train", config, "--run-dir", "bad", "--set", "train.lr=1e30")
     # an epoch that works, then one that does not
-    real = pipeline.sandwich_step
+    real = pipeline.training_step
 
     def poisoned(*arguments: Any) -> Any:
         step, calls = real(*arguments), 0
@@ -391,7 +391,7 @@ def test_a_loss_that_is_not_a_number_stops_with_the_step_and_keeps_the_checkpoin
         return wrapped
 
     with monkeypatch.context() as patched:
-        patched.setattr(pipeline, "sandwich_step", poisoned)
+        patched.setattr(pipeline, "training_step", poisoned)
         error = fails(capsys, "train", config)
     assert "step 4 of epoch 2" in error
     assert "the last good checkpoint is" in error
