@@ -111,6 +111,12 @@ class Job:
         """One image, as costs and latencies are per image."""
         return torch.zeros(1, *self.data.image_shape, device=self.device)
 
+    def save(
+        self, directory: Path, net: nn.Module, space: ChannelSpace | None = None, widths: Widths | None = None
+    ) -> None:
+        """Write a subnet, or a whole `SwitchableNet`, with the name of the network it comes from."""
+        save_subnet(directory, net, space, widths, model=self.config.model, model_args=self.config.model_args)
+
     def figures(self, widths: Mapping[str, int], space: ChannelSpace | None = None) -> dict[str, int]:
         """MACs, parameters and memory of widths."""
         costs = self.costs if space is None else {name: make(space) for name, make in COSTS.items()}
@@ -230,7 +236,7 @@ def train_stage(job: Job) -> None:
         step = training_step(config, job.net)
         _train(job, "supernet", job.net, config.train, step, run.supernet, _accuracies(job))
         if isinstance(job.net, SwitchableNet):
-            save_subnet(run.supernet, job.net, model=config.model, model_args=config.model_args)
+            job.save(run.supernet, job.net)
         else:
             save_tensors(done, unshared(job.model), {"stage": "supernet", "epochs": config.train.epochs})
     (run.supernet / "checkpoint.safetensors").unlink(missing_ok=True)
@@ -335,7 +341,7 @@ def _take_ratios(job: Job) -> None:
         if job.config.system != "i-net":
             net = net_at(job.net, budget.text, chosen, job.calibration())
             accuracy["found"] = evaluate(net, job.test())
-            save_subnet(directory, net, job.space, chosen, model=job.config.model, model_args=job.config.model_args)
+            job.save(directory, net, job.space, chosen)
             job.progress.say(f"{budget.text}: {accuracy['found']:.1%} on the test images")
         metrics = {"budget": budget.text, "ratio": ratio, **job.figures(chosen), "accuracy": accuracy}
         write_json(directory / "metrics.json", metrics)
@@ -382,7 +388,8 @@ def _plans(job: Job, budget: str) -> list[_Plan]:
     if job.config.retrain.uniform and job.config.system == "autoslim":
         ratio, uniform = uniform_like(job.every, COSTS["macs"](job.every), metrics["macs"])
         figures = {"macs": job.figures(uniform, job.every)["macs"], "ratio": round(ratio, 4)}
-        write_json(directory / "metrics.json", metrics | {"uniform": figures})
+        if metrics.get("uniform") != figures:
+            write_json(directory / "metrics.json", metrics | {"uniform": figures})
         plans.append(_Plan("uniform", budget, directory / "uniform", job.every, uniform))
     return plans
 
@@ -507,7 +514,7 @@ def _retrained(job: Job, plan: _Plan) -> nn.Module:
     held_out = job.held_out()
     stage = f"{plan.kind} {plan.budget}"
     _train(job, stage, net, recipe, step, plan.directory, lambda: {"accuracy": evaluate(net, held_out)})
-    _save(job, plan, net)
+    job.save(plan.directory, net, plan.space, plan.widths)
     (plan.directory / "checkpoint.safetensors").unlink(missing_ok=True)
     return net
 
@@ -528,16 +535,11 @@ def _jointly_trained(job: Job, plan: _Plan, plans: Sequence[_Plan]) -> nn.Module
             switchable = switchable.to(memory_format=torch.channels_last)
         step, accuracies = switch_step(switchable, recipe), _accuracies_of_switches(switchable, job.held_out())
         _train(job, f"{plan.kind} jointly", switchable, recipe, step, directory, accuracies)
-        save_subnet(directory, switchable, model=job.config.model, model_args=job.config.model_args)
+        job.save(directory, switchable)
         (directory / "checkpoint.safetensors").unlink(missing_ok=True)
     net = switchable.subnet(plan.budget)
-    _save(job, plan, net)
+    job.save(plan.directory, net, plan.space, plan.widths)
     return net
-
-
-def _save(job: Job, plan: _Plan, net: nn.Module) -> None:
-    config = job.config
-    save_subnet(plan.directory, net, plan.space, plan.widths, model=config.model, model_args=config.model_args)
 
 
 def _shared(recipe: Recipe) -> dict[str, Any]:

@@ -317,9 +317,7 @@ class Recorder:
         for number, axes in ((one, other), (other, one)):
             for source, factor in axes.sources:
                 if isinstance(source, AxisSource) and factor == 1 and not self._counts_an_axis(number):
-                    labels = self.vector(source.tensor, source.axis)
-                    if labels is not None:
-                        self.follow(number, labels)
+                    self.follow(number, self.vector(source.tensor, source.axis))
 
     def made_a_number(self, size: Size) -> None:
         """What is computed from a number of channels differs when some are cut from when they are zero."""

@@ -40,7 +40,10 @@ Source = AttributeSource | AxisSource
 
 
 class Listener(Protocol):
-    """Is told what a model's code does with sizes apart from giving them to operators."""
+    """Knows which axes matter, and is told what a model's code does with sizes apart from giving them to operators."""
+
+    def is_labelled(self, tensor: Tensor, axis: int) -> bool:
+        """May the length of this axis follow the widths?"""
 
     def found_equal(self, one: Size, other: Size) -> None:
         """Two sizes are compared, as in `assert x.shape[1] == self.channels`, and are equal."""
@@ -203,10 +206,9 @@ def _knowledge(number: int) -> int:
 class SizeMode(TorchFunctionMode):
     """Keeps `call` up to date, gives the shapes of tensors as `Size`s, and lets `listener` hear of them."""
 
-    def __init__(self, call: Call, is_labelled: Callable[[Tensor, int], bool], listener: Listener) -> None:
+    def __init__(self, call: Call, listener: Listener) -> None:
         super().__init__()
         self._call = call
-        self._is_labelled = is_labelled
         self._listener = listener
 
     def __enter__(self) -> Any:
@@ -241,7 +243,7 @@ class SizeMode(TorchFunctionMode):
         return torch.Size([self._size(tensor, axis, size) for axis, size in enumerate(shape)])
 
     def _size(self, tensor: Tensor, axis: int, size: int) -> int:
-        if size > 1 and self._is_labelled(tensor, axis):
+        if size > 1 and self._listener.is_labelled(tensor, axis):
             return Size(size, [(AxisSource(tensor, axis), Fraction(1))])
         return size
 

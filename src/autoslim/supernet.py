@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -89,21 +90,33 @@ def sandwich_backward(
     for index in range(num_random):
         widths = space.sample(rng) if ratios is None else space.uniform(rng.uniform(*ratios))
         students[f"random_{index + 1}"] = widths
-    imitate: Loss = soft_cross_entropy if distill is True else distill if callable(distill) else loss
+    nets = {"widest": widest, **students}
+    return backward_in_turn(
+        {name: partial(supernet, images, widths) for name, widths in nets.items()}, targets, loss, distill
+    )
 
-    output = supernet(images, widest)
-    hard = loss(output, targets)
-    hard.backward()  # type: ignore[no-untyped-call]
-    losses = {"widest": float(hard.detach())}
-    lesson = detached(output) if distill else targets
-    del output, hard
-    for name, widths in students.items():
-        soft = imitate(supernet(images, widths), lesson)
-        soft.backward()  # type: ignore[no-untyped-call]
-        losses[name] = float(soft.detach())
+
+def backward_in_turn(
+    nets: Mapping[str, Callable[[], Any]], targets: Any, loss: Loss, distill: bool | Loss
+) -> dict[str, float]:
+    """Run nets that share their weights, each forward and backward before the next; gradients add up.
+
+    The first learns from `loss(output, targets)`, the others from its detached output, unless `distill` is False: see
+    `sandwich_backward`. Returns the losses by name.
+    """
+    imitate: Loss = soft_cross_entropy if distill is True else distill if callable(distill) else loss
+    teach, lesson = loss, targets
+    losses: dict[str, float] = {}
+    for name, run in nets.items():
+        output = run()
+        value = teach(output, lesson)
+        value.backward()  # type: ignore[no-untyped-call]
+        losses[name] = float(value.detach())
+        if distill and lesson is targets:
+            teach, lesson = imitate, _detached(output)
+        del output, value  # nothing of a net is kept while the next one runs
     return losses
 
 
-def detached(output: Any) -> Any:
-    """The tensors of an output, as a lesson for other nets."""
+def _detached(output: Any) -> Any:
     return torch.utils._pytree.tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, output)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,10 +11,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from autoslim.errors import SpaceError, nearest
-from autoslim.losses import Loss, soft_cross_entropy
+from autoslim.losses import Loss
 from autoslim.slicing import check_model, cut, extract, put_back, run_subnet
 from autoslim.space import ChannelSpace, Widths
-from autoslim.supernet import detached
+from autoslim.supernet import backward_in_turn
 from autoslim.tracing import split_input
 
 Switches = Iterable[float] | Mapping[str, Widths]
@@ -123,17 +124,7 @@ def switch_backward(
     With `distill` all but the first learn from its detached output instead of from the targets, as in
     `sandwich_backward`. Returns the losses by name of the switch.
     """
-    imitate: Loss = soft_cross_entropy if distill is True else distill if callable(distill) else loss
-    lesson: Any = None
-    losses: dict[str, float] = {}
-    for name in net.switches:
-        output = net(images, name)
-        each = loss(output, targets) if lesson is None else imitate(output, lesson)
-        each.backward()  # type: ignore[no-untyped-call]
-        losses[name] = float(each.detach())
-        if distill and lesson is None:
-            lesson = detached(output)
-    return losses
+    return backward_in_turn({name: partial(net, images, name) for name in net.switches}, targets, loss, distill)
 
 
 def _named(space: ChannelSpace, switches: Switches) -> dict[str, Widths]:

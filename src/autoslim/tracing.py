@@ -165,12 +165,13 @@ class _Pass:
     kwargs: dict[str, Any]
     fake: FakeTensorMode | None = None
 
-    @property
-    def is_real(self) -> bool:
-        """Is there anything but shapes?"""
-        return self.fake is None and not any(
-            leaf.is_meta for leaf in tree_leaves((self.args, self.kwargs)) if isinstance(leaf, Tensor)
-        )
+    def _functions(self, model: nn.Module) -> AbstractContextManager[Any] | None:
+        """What is run in place of some functions of torch: others where there are numbers than where only shapes."""
+        leaves = tree_leaves((self.args, self.kwargs))
+        if self.fake is None and not any(leaf.is_meta for leaf in leaves if isinstance(leaf, Tensor)):
+            return NoDetours()
+        has_recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
+        return NoUnrolling() if has_recurrent else None
 
     def on(self, model: nn.Module, *modes: AbstractContextManager[Any] | None) -> Any:
         """The output of a model, under some modes. Random numbers are the same each time, so that its path is."""
@@ -180,14 +181,7 @@ class _Pass:
         torch.default_generator.manual_seed(0)  # that of the CPU alone
         with ExitStack() as stack:
             stack.enter_context(torch.no_grad())
-            kept = (
-                NoDetours()
-                if self.is_real
-                else NoUnrolling()
-                if any(isinstance(module, nn.RNNBase) for module in model.modules())
-                else None
-            )
-            for mode in (self.fake, kept, *modes):
+            for mode in (self.fake, self._functions(model), *modes):
                 if mode is not None:
                     stack.enter_context(mode)
             return model(*self.args, **self.kwargs)
@@ -299,7 +293,7 @@ def run_labelled(run: _Pass, model: nn.Module, recorder: Recorder) -> None:
     sizes: AbstractContextManager[Any] = nullcontext()
     if not recorder.atoms.is_settled:
         mark_attributes(model)
-        sizes = SizeMode(recorder.call, recorder.is_labelled, recorder)
+        sizes = SizeMode(recorder.call, recorder)
     handles = []
     for name, module in model.named_modules():
         handles.append(module.register_forward_pre_hook(_pusher(recorder, name)))
@@ -657,7 +651,7 @@ def _proven(subject: _Subject, space: ChannelSpace, found: Recorder) -> ChannelS
         lambda s: s.smallest(),  # last: a lone channel meets everything, and hides who is guilty
     ]
     is_stable = False
-    frozen_before: dict[str, int] = {}
+    kinds = set[tuple[str, str]]()  # of the groups frozen so far, and the lines where they failed
     for draw in draws:
         while space.groups:
             widths = draw(space)
@@ -682,25 +676,25 @@ def _proven(subject: _Subject, space: ChannelSpace, found: Recorder) -> ChannelS
                     text = f"the network does not run when it is cut: {reason.text}"
                     alike = _alike(space, name)
                     space = space.frozen({name: Reason(text, reason.operator, reason.line)})
-                    met = f"{alike[0]}:{reason.line}"
-                    frozen_before[met] = frozen_before.get(met, 0) + 1
-                    if frozen_before[met] > 1:  # block after block: a proof for each would take minutes in a deep net
+                    kind = _kind(name), reason.line
+                    if kind in kinds:  # block after block: a proof for each would take minutes in a deep net
                         text = f"{text}; so does {name!r}, which is like it"
-                        others = (other for other in alike[1] if other in space.groups)
-                        space = space.frozen(dict.fromkeys(others, Reason(text, reason.operator, reason.line)))
+                        space = space.frozen(dict.fromkeys(alike, Reason(text, reason.operator, reason.line)))
+                    kinds.add(kind)
                 else:
                     space = space.restricted({name: least})
     return space
 
 
-def _alike(space: ChannelSpace, name: str) -> tuple[str, list[str]]:
-    """What the name of a group has in common with those of other blocks, and the groups of that name and size."""
-    pattern, size = re.sub(r"\d+", "*", name), space.groups[name].size
-    return pattern, [
-        other
-        for other, group in space.groups.items()
-        if other != name and group.size == size and re.sub(r"\d+", "*", other) == pattern
-    ]
+def _kind(name: str) -> str:
+    """What the name of a layer has in common with those of other blocks."""
+    return re.sub(r"\d+", "*", name)
+
+
+def _alike(space: ChannelSpace, name: str) -> list[str]:
+    """The groups of other blocks that have the place and the size of this one."""
+    kind, size = _kind(name), space.groups[name].size
+    return [g.name for g in space.groups.values() if g.name != name and g.size == size and _kind(g.name) == kind]
 
 
 def _least(
