@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -79,13 +79,20 @@ def _fits(small: Tensor, large: Tensor) -> bool:
 
 
 class Shortcuts(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own base
-    """A forward pass on meta, quicker."""
+    """A forward pass on meta, quicker, that leaves a trail: the operators run, and the parameters given to them."""
 
-    def __init__(self) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        named = (*model.named_parameters(), *model.named_buffers())
+        self._named = {id(tensor): (name, tensor) for name, tensor in named}  # held: an id may not come again
+        self.trail: list[tuple[str, ...]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        tensors = [arg for arg in args if isinstance(arg, Tensor)]
+        if not tensors or tensors[0].ndim:  # counters of batches are no part of it
+            name = "batch_norm" if "batch_norm" in func.overloadpacket.__name__ else func.overloadpacket.__name__
+            self.trail.append((name, *(self._named[id(arg)][0] for arg in tensors if id(arg) in self._named)))
         result = shaped(func, args, kwargs)
         return func(*args, **kwargs) if result is None else result
 
