@@ -19,7 +19,7 @@ LAYERS = [
     ["cost", "slim", "report"],
     ["atoms", "sizes", "slicing"],
     ["shortcuts", "recorder", "rules", "tracing"],
-    ["losses", "supernet", "switchable", "calibrate", "judge", "latency"],
+    ["losses", "supernet", "switchable", "calibrate", "reuse", "judge", "latency"],
     ["importing", "zoo", "models", "data", "train", "export"],
     ["config", "run", "terminal"],
     ["inspection", "systems", "pipeline", "cli"],
