@@ -114,7 +114,7 @@ def begin_run(run: Run, space_json: str) -> None:
 
 
 def _new_run(root: Path, config: Config) -> Run:
-    return Run(root, config.model_copy(update={"threads": config.threads or _available_cpus()}), _provenance())
+    return Run(root, config.model_copy(update={"threads": config.threads or _available_cpus()}), provenance())
 
 
 def read_run(root: Path) -> Run:
@@ -163,7 +163,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _provenance() -> dict[str, Any]:
+def provenance() -> dict[str, Any]:
     """Who made the run: version, commit of the sources (if they are a checkout), machine, date."""
     here = Path(__file__).parent
     commit = None
