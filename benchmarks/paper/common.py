@@ -31,7 +31,9 @@ from autoslim import (
     MacCost,
     ParamCost,
     Supernet,
+    SwitchableNet,
     Widths,
+    batch_statistics,
     evaluate,
     extract,
     recalibrate_batchnorm,
@@ -40,13 +42,14 @@ from autoslim import (
 from autoslim.data import Batches, ImageData, ImageSet, load_data
 from autoslim.export import load_tensors, save_tensors
 from autoslim.files import read_json, write_json, write_whole
-from autoslim.recipe import Recipe, SupernetRecipe
+from autoslim.recipe import SupernetRecipe
 from autoslim.run import provenance
-from autoslim.train import Step, Training, load_unshared, plain_step, sandwich_step, unshared
+from autoslim.train import Step, Training, load_unshared, plain_step, sandwich_step, switch_step, unshared
 from autoslim.zoo.layers import Classifier, conv_bn, relu
 
 ROOT = Path(__file__).parent.parent.parent
 DATA = Path("~/.cache/autoslim-data").expanduser()
+SWITCHES = (0.25, 0.5, 0.75, 1.0)
 CALIBRATION = 1000  # images, as US-Net recommends
 
 
@@ -89,6 +92,7 @@ class Lab:
             setting = replace(setting, **small, divisor=1, search_images=20)
         self.setting, self.options = setting, options
         self.batch_size = 16 if options.tiny else 128
+        self.place = Path(options.runs) / setting.data
         torch.set_num_threads(options.threads)
 
     @cached_property
@@ -164,8 +168,7 @@ class Lab:
         after_epoch: Callable[[], Mapping[str, Any]] = dict,
     ) -> dict[str, Any]:
         """Train `net` in place, or load what was trained under this name; returns the record of it."""
-        stem = Path(self.options.runs) / self.setting.data / name
-        path, tensors = stem.with_suffix(".json"), stem.with_suffix(".safetensors")
+        path, tensors = (self.place / f"{name}{suffix}" for suffix in (".json", ".safetensors"))
         wanted = {"setting": asdict(self.setting) | {"search_images": None}, "recipe": asdict(recipe), "seed": seed}
         wanted["setting"] = {key: _plain(value) for key, value in wanted["setting"].items()}
         if path.exists():
@@ -206,6 +209,31 @@ class Lab:
         recipe = self.recipe(self.setting.supernet_epochs, **changes)
         return supernet, self.trained(name, supernet, step, recipe, seed)
 
+    def i_net(self, ratio: float, seed: int) -> tuple[nn.Module, float]:
+        """A plain net at a width ratio, and its accuracy on the test images."""
+        return self.plain(f"i-net-{ratio:g}-{seed}", self.space.uniform(ratio), seed)
+
+    def us_net(self, low: float, seed: int, n: int = 4, distill: bool = True) -> tuple[Supernet, dict[str, Any]]:
+        """A US-Net for ratios from `low` to 1, trained by the sandwich rule of `n` nets."""
+        name = f"us-net-{low:g}-n{n}{'' if distill else '-hard'}-{seed}"
+        return self.supernet(name, seed, (low, 1.0), num_random=n - 2, distill=distill)
+
+    def s_net(self, seed: int, *, private: bool = True) -> tuple[SwitchableNet, dict[str, Any]]:
+        """An S-Net, or the same with shared BatchNorm, with both errors of its switches after each epoch."""
+        net = SwitchableNet(self.fresh(seed), self.space, SWITCHES, private=private)
+        seen = self.training_images(5000)
+
+        def errors() -> dict[str, Any]:
+            test = {name: 1 - evaluate(net.subnet(name), self.test) for name in net.switches}
+            train = {name: 1 - accuracy_as_in_training(net.subnet(name), seen) for name in net.switches}
+            return {"train_error": train, "test_error": test}
+
+        def step(_: nn.Module, recipe: SupernetRecipe) -> Step:
+            return switch_step(net, recipe)
+
+        name = f"{'s-net' if private else 'shared-bn'}-{seed}"
+        return net, self.trained(name, net, step, self.recipe(), seed, errors)
+
     def calibrated(self, supernet: Supernet, widths: Widths, images: int = CALIBRATION) -> nn.Module:
         """The net of these widths with the weights it shares and BatchNorm statistics of its own."""
         net = extract(supernet.model, self.every, widths)
@@ -234,13 +262,29 @@ class Lab:
 
     def remembered(self, name: str, compute: Callable[[], Any]) -> Any:
         """A JSON value that is computed once."""
-        path = Path(self.options.runs) / self.setting.data / f"{name}.json"
+        path = self.place / f"{name}.json"
         if not path.exists():
             write_json(path, compute())
         return read_json(path)
 
 
-def main(letter: str, doc: str | None, measure: Callable[..., dict[str, Any]], draw: Callable[..., str]) -> None:
+def accuracy_as_in_training(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
+    """Accuracy where BatchNorm normalises with the statistics of each batch, as it does while training."""
+    right = count = 0
+    with torch.no_grad(), batch_statistics(net):  # the running statistics it spoils are those of a copy
+        for images, labels in batches:
+            right += int((net(images).argmax(1) == labels).sum())
+            count += len(labels)
+    return right / count
+
+
+def main(
+    letter: str,
+    doc: str | None,
+    measure: Callable[..., dict[str, Any]],
+    draw: Callable[..., str],
+    arguments: Sequence[str] | None = None,
+) -> None:
     """Run a figure: `measure(options)` gives its raw numbers, `draw(record, plot)` its table."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=DATA, help="folder of cifar10.npz and fashion-mnist.npz")
@@ -250,7 +294,7 @@ def main(letter: str, doc: str | None, measure: Callable[..., dict[str, Any]], d
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--draw", action="store_true", help="only draw again what was measured")
     parser.add_argument("--tiny", action="store_true", help="a rehearsal on made-up images; wants --root and --runs")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     path = options.root / "benchmarks" / "results" / "paper" / f"{letter}.json"
     if not options.draw:
         started = time.perf_counter()
@@ -309,6 +353,11 @@ def spread(values: Sequence[float]) -> str:
         return f"{mean:.1f}"
     deviation = (sum((100 * value - mean) ** 2 for value in values) / (len(values) - 1)) ** 0.5
     return f"{mean:.1f} ± {deviation:.1f}"
+
+
+def difference(values: Sequence[float]) -> str:
+    """Differences of accuracies, in points, one by one."""
+    return ", ".join(f"{100 * value:+.1f}" for value in values)
 
 
 def say(text: str) -> None:
