@@ -56,6 +56,10 @@ class Run:
         """One line per greedy step."""
         return self.root / "slim.jsonl"
 
+    def exchange_log(self, budget: str) -> Path:
+        """One line per exchange of bins after the greedy steps."""
+        return self.subnet(budget) / "exchange.jsonl"
+
     def joint(self, kind: str) -> Path:
         """Directory of an S-Net of the nets found ("retrained"), or of the uniform ones."""
         return self.root / "joint" / kind
