@@ -17,7 +17,7 @@ from common import CALIBRATION, SMALL, SWITCHES, Lab, spread, table
 
 from autoslim import SwitchableNet, evaluate, extract, recalibrate_batchnorm, trace
 
-RATIOS = (0.25, 0.3, 0.375, 0.45, 0.5, 0.55, 0.625, 0.7, 0.75, 0.8, 0.875, 0.95, 1.0)
+RATIOS = tuple(step / 16 for step in range(4, 17))
 SYSTEMS = {"us-net": "US-Net", "s-net": "S-Net", "i-net": "I-Nets"}
 
 
@@ -25,7 +25,7 @@ def between(lab: Lab, net: SwitchableNet, ratio: float) -> float:
     """Accuracy of an S-Net at a width it was not trained for."""
     wider = net.subnet(min(switch for switch in SWITCHES if switch > ratio))
     cut = extract(wider, trace(wider, torch.zeros(1, *lab.data.image_shape)), lab.space.uniform(ratio))
-    recalibrate_batchnorm(cut, lab.training_images(CALIBRATION))
+    recalibrate_batchnorm(cut, lab.seen(CALIBRATION))
     return evaluate(cut, lab.test)
 
 

@@ -67,6 +67,7 @@ class Setting:
     divisor: int
     min_ratio: float
     search_images: int = 2000
+    training_images: int | None = None  # the first so many of a shuffle; all, if None
 
     def build(self, incoming: int, num_classes: int) -> nn.Module:
         """The network at full width."""
@@ -78,7 +79,9 @@ class Setting:
 
 
 # figures a to g: eight US-Nets and six other nets are trained
-SMALL = Setting("fashion-mnist", (16, 16, 32, 32, 64, 64), (2, 1, 2, 1, 2, 1), "crop", 4, 4, 32, 1, 0.05)
+SMALL = Setting(
+    "fashion-mnist", (16, 16, 32, 32, 64, 64), (2, 1, 2, 1, 2, 1), "crop", 4, 4, 16, 1, 0.05, training_images=24_000
+)
 # figures h to j: every layer has the same width, so that there is something to find out
 EQUAL = Setting("cifar10", (64,) * 6, (2, 1, 2, 1, 2, 1), "flip,crop", 6, 3, 12, 8, 0.25)
 
@@ -103,7 +106,11 @@ class Lab:
             path = _made_up(Path(self.options.root) / path.name, 3 if "cifar" in self.setting.data else 1)
         if not path.exists():
             sys.exit(f"{path} is missing: `python benchmarks/paper/fetch.py` brings it, or give --data FOLDER")
-        return load_data(path, holdout=0.1)
+        data = load_data(path, holdout=0.1)
+        if self.setting.training_images is None or self.options.tiny:
+            return data
+        order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(0))
+        return replace(data, train=data.train.subset(order[: self.setting.training_images]))
 
     def fresh(self, seed: int) -> nn.Module:
         """The network at full width with the weights a seed gives."""
@@ -153,7 +160,7 @@ class Lab:
         chosen = self.data.holdout.subset(order[: self.setting.search_images])
         return list(self.batches(chosen, self.setting.search_images))
 
-    def training_images(self, count: int, seed: int = 0) -> list[tuple[Tensor, Tensor]]:
+    def seen(self, count: int, seed: int = 0) -> list[tuple[Tensor, Tensor]]:
         """Training images without augmentation."""
         order = torch.randperm(len(self.data.train), generator=torch.Generator().manual_seed(seed))
         return list(self.batches(self.data.train.subset(order[:count]), 500))
@@ -169,11 +176,11 @@ class Lab:
     ) -> dict[str, Any]:
         """Train `net` in place, or load what was trained under this name; returns the record of it."""
         path, tensors = (self.place / f"{name}{suffix}" for suffix in (".json", ".safetensors"))
-        wanted = {"setting": asdict(self.setting) | {"search_images": None}, "recipe": asdict(recipe), "seed": seed}
-        wanted["setting"] = {key: _plain(value) for key, value in wanted["setting"].items()}
+        setting = {key: _plain(value) for key, value in asdict(self.setting).items() if key != "search_images"}
+        wanted = {"setting": setting, "recipe": asdict(recipe), "seed": seed}
         if path.exists():
             record = read_json(path)
-            if {key: record[key] for key in wanted} != wanted:
+            if _differ(record["setting"], setting) or {**record, "setting": setting} != {**record, **wanted}:
                 sys.exit(f"{path} was trained otherwise; remove it, or choose another --runs folder")
             load_unshared(net, load_tensors(tensors)[0])
             return dict(record)
@@ -190,6 +197,10 @@ class Lab:
         save_tensors(tensors, unshared(net), {"name": name})
         write_json(path, record)
         return record
+
+    def is_trained(self, name: str) -> bool:
+        """Is there a record of this name?"""
+        return (self.place / f"{name}.json").exists()
 
     def plain(self, name: str, widths: Widths, seed: int, epochs: int | None = None) -> tuple[nn.Module, float]:
         """A net of these widths trained by itself from scratch, and its accuracy on the test images."""
@@ -221,7 +232,7 @@ class Lab:
     def s_net(self, seed: int, *, private: bool = True) -> tuple[SwitchableNet, dict[str, Any]]:
         """An S-Net, or the same with shared BatchNorm, with both errors of its switches after each epoch."""
         net = SwitchableNet(self.fresh(seed), self.space, SWITCHES, private=private)
-        seen = self.training_images(5000)
+        seen = self.seen(5000)
 
         def errors() -> dict[str, Any]:
             test = {name: 1 - evaluate(net.subnet(name), self.test) for name in net.switches}
@@ -238,7 +249,7 @@ class Lab:
         """The net of these widths with the weights it shares and BatchNorm statistics of its own."""
         net = extract(supernet.model, self.every, widths)
         if images:
-            recalibrate_batchnorm(net, self.training_images(images))
+            recalibrate_batchnorm(net, self.seen(images))
         return net
 
     def accuracy(self, supernet: Supernet, widths: Widths) -> float:
@@ -293,6 +304,7 @@ def main(
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="as many as given are averaged")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--draw", action="store_true", help="only draw again what was measured")
+    parser.add_argument("--finished", action="store_true", help="h and j: only what was trained so far")
     parser.add_argument("--tiny", action="store_true", help="a rehearsal on made-up images; wants --root and --runs")
     options = parser.parse_args(arguments)
     path = options.root / "benchmarks" / "results" / "paper" / f"{letter}.json"
@@ -321,7 +333,7 @@ def picture(path: Path) -> Callable[..., Any]:
         try:
             import matplotlib
         except ImportError:
-            say(f"no {path.name}: matplotlib is not installed (pip install -e '.[dev]')")
+            say(f"no {path.name}: matplotlib is not installed (pip install 'autoslim[figures]')")
             return
         matplotlib.use("agg")
         # text stays text, and the same numbers give the same file
@@ -363,6 +375,11 @@ def difference(values: Sequence[float]) -> str:
 def say(text: str) -> None:
     """Progress, with the time."""
     print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+
+
+def _differ(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Do settings differ in more than options that were not known yet?"""
+    return any(one.get(key) != other.get(key) for key in {**one, **other})
 
 
 def _plain(value: Any) -> Any:

@@ -15,7 +15,7 @@ import common
 from common import SMALL, Lab, spread, table
 
 BOUNDS = (0.05, 0.15, 0.25, 0.35)
-RATIOS = (0.05, 0.15, 0.25, 0.35, 0.45, 0.55, 0.65, 0.75, 0.85, 1.0)
+RATIOS = (0.05, 0.15, 0.25, 0.35, 0.5, 0.625, 0.75, 0.875, 1.0)
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:

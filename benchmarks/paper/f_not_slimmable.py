@@ -17,7 +17,7 @@ from common import CALIBRATION, SMALL, Lab, spread, table
 
 from autoslim import Supernet, evaluate
 
-RATIOS = (1.0, 0.95, 0.9, 0.8, 0.75, 0.65, 0.5, 0.35, 0.25)
+RATIOS = (1.0, 0.9375, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25)
 KINDS = {"cut": "I-Net, cut", "recalibrated": "I-Net, cut and recalibrated", "us-net": "US-Net, recalibrated"}
 
 

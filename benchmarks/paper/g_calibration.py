@@ -32,7 +32,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             for draw_seed in range(DRAWS if count else 1):
                 net = extract(us_net.model, lab.space, lab.space.uniform(ratio))
                 if count:
-                    recalibrate_batchnorm(net, lab.training_images(count, draw_seed))
+                    recalibrate_batchnorm(net, lab.seen(count, draw_seed))
                 accuracies.append(evaluate(net, lab.test))
             rows.append({"images": count, "ratio": ratio, "accuracy": accuracies})
     return {"rows": rows, **lab.about()}

@@ -13,15 +13,21 @@ from typing import Any
 
 import common
 from common import EQUAL, Lab, table
-from h_autoslim import RULES, found
+from h_autoslim import found
+
+RULES = ("score-per-cost", "score")
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     lab = Lab(EQUAL, options)
     nets = []
     for seed in options.seeds:
+        if options.finished and not lab.is_trained(f"supernet-{seed}"):
+            continue
         supernet, _ = lab.supernet(f"supernet-{seed}", seed)
         for rule in RULES:
+            if options.finished and not lab.is_trained(f"search-{rule}-{seed}"):
+                continue
             for budget, widths in found(lab, supernet, seed, rule).items():
                 net = {"rule": rule, "seed": seed, "budget": budget, "widths": list(widths.values())}
                 nets.append(net | {"macs": lab.macs(widths)})
