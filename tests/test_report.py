@@ -330,6 +330,7 @@ def hostile() -> dict[str, Any]:
         subnet["directory"] = HOSTILE
         subnet["files"].append(HOSTILE)
     run["path"] = [{**step, "group": HOSTILE} for step in run["path"]]
+    run["subnets"][0]["exchanges"] = [{"wider": HOSTILE, "narrower": HOSTILE, "widths": {}, "score": -0.9}]
     run["training"].append({**run["training"][0], "stage": HOSTILE})
     run["frozen"] = [{"name": HOSTILE, "reason": HOSTILE}]
     return run
