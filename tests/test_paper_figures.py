@@ -93,6 +93,12 @@ def test_the_page_shows_what_was_measured(path: Path) -> None:
     assert (ROOT / "docs" / "figures" / f"{path.stem}.svg").stat().st_size < 150_000
 
 
+def test_the_page_shows_what_imagenet_would_cost() -> None:
+    estimate = importlib.import_module("imagenet_cost")
+    (row,) = estimate.rows([ROOT / "configs" / "imagenet" / "mobilenet_v1.yaml"])
+    assert f"| {' | '.join(row)} |" in table_of(ROOT / "docs" / "paper.md", "cost")
+
+
 def test_correlations_of_ranks() -> None:
     xs = [1.0, 2.0, 3.0, 4.0]
     assert ranking.spearman(xs, [2.0, 4.0, 6.0, 100.0]) == 1.0
