@@ -315,17 +315,28 @@ def slim_stage(job: Job) -> None:
         widths = widths_within(job.space, steps, budget.cost, budget.limit)
         assert widths is not None, "the walk went on until every budget was met"
         job.progress.say(f"search: {budget.text} is met after {_steps_to(steps, widths)} steps")
-        moves = []
+        moves: list[dict[str, Any]] = []
         if job.config.slim.exchange:
-            for move in exchange_bins(job.space, judge, budget.cost, widths, budget.limit):
-                moves.append({"wider": move.wider, "narrower": move.narrower, "score": move.score})
-                widths = move.widths
+            widths, moves = _exchanged(job, budget, judge, widths)
             job.progress.say(f"search: {budget.text} was bettered by {len(moves)} exchanges of bins")
         write_whole(directory / "widths.json", widths.to_json())
         found = net_at(job.net, budget.text, widths, job.calibration())
         accuracy = {"supernet": supernet["accuracy"], "found": evaluate(found, job.test())}
         metrics = {"budget": budget.text, **job.figures(widths), "accuracy": accuracy}
         write_json(directory / "metrics.json", metrics | ({"exchanges": moves} if moves else {}))
+
+
+def _exchanged(job: Job, budget: Budgeted, judge: Judge, widths: Widths) -> tuple[Widths, list[dict[str, Any]]]:
+    """`widths` after exchanges of bins, and these; each is on disk before the next, and is not searched again."""
+    log = job.run.exchange_log(budget.text)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    made, widths = read_exchanges(log, job.space, budget, widths)
+    for move in exchange_bins(job.space, judge, budget.cost, widths, budget.limit):
+        changed = {name: move.widths[name] for name in (move.wider, move.narrower) if name is not None}
+        made.append({"wider": move.wider, "narrower": move.narrower, "widths": changed, "score": move.score})
+        append_record(log, made[-1])
+        widths = move.widths
+    return widths, made
 
 
 def _take_ratios(job: Job) -> None:
@@ -562,6 +573,22 @@ def read_path(run: Run, space: ChannelSpace, cost: Cost) -> list[SlimStep]:
     return steps
 
 
+def read_exchanges(
+    log: Path, space: ChannelSpace, budget: Budgeted, widths: Widths
+) -> tuple[list[dict[str, Any]], Widths]:
+    """The exchanges written so far, and `widths` after them; `RunError` if they are not of this net."""
+    made = read_records(log)
+    for number, record in enumerate(made, start=1):
+        wider, changed = record["wider"], record["widths"]
+        following = Widths({**widths, **changed})
+        is_wider = wider in space.groups and space.widened(widths, wider) == widths.replaced(wider, following[wider])
+        is_choice = all(name in space.groups and width in space.groups[name].choices for name, width in changed.items())
+        if not (is_wider and is_choice and budget.cost(following) <= budget.limit):
+            raise RunError(f"{log}, line {number} does not follow from the net found; delete it to search again")
+        widths = following
+    return made, widths
+
+
 @contextmanager
 def _naming(checkpoint: Path) -> Iterator[None]:
     """A failed training says what is left of it."""
@@ -628,6 +655,7 @@ def _report_record(job: Job, results: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "name": run.name,
         "model": config.model,
+        "system": config.system,
         **run.provenance,
         "device": config.device,
         "threads": config.threads,

@@ -56,6 +56,10 @@ class Run:
         """One line per greedy step."""
         return self.root / "slim.jsonl"
 
+    def exchange_log(self, budget: str) -> Path:
+        """One line per exchange of bins after the greedy steps."""
+        return self.subnet(budget) / "exchange.jsonl"
+
     def joint(self, kind: str) -> Path:
         """Directory of an S-Net of the nets found ("retrained"), or of the uniform ones."""
         return self.root / "joint" / kind
@@ -114,7 +118,7 @@ def begin_run(run: Run, space_json: str) -> None:
 
 
 def _new_run(root: Path, config: Config) -> Run:
-    return Run(root, config.model_copy(update={"threads": config.threads or _available_cpus()}), _provenance())
+    return Run(root, config.model_copy(update={"threads": config.threads or _available_cpus()}), provenance())
 
 
 def read_run(root: Path) -> Run:
@@ -163,7 +167,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _provenance() -> dict[str, Any]:
+def provenance() -> dict[str, Any]:
     """Who made the run: version, commit of the sources (if they are a checkout), machine, date."""
     here = Path(__file__).parent
     commit = None
