@@ -21,7 +21,7 @@ LAYERS = [
     ["shortcuts", "recorder", "rules", "tracing"],
     ["losses", "supernet", "switchable", "calibrate", "judge", "latency"],
     ["importing", "zoo", "models", "data", "train", "export"],
-    ["config", "run", "terminal"],
+    ["config", "run", "path", "terminal"],
     ["inspection", "systems", "pipeline", "cli"],
 ]
 WITHOUT_TORCH = [*LAYERS[0], *LAYERS[1], *LAYERS[2], *LAYERS[7], "importing", "cli"]

@@ -293,6 +293,72 @@ def test_a_finished_run_returns_at_once_with_the_same_results(config: Path, in_t
     assert (root / "supernet/model.safetensors").stat().st_mtime_ns == stamp
 
 
+def test_any_budget_on_the_path_is_taken_without_another_search(
+    config: Path, in_tmp: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run("run", config) == 0
+    root = in_tmp / "runs" / "small"
+    before, path = artefacts(root), (root / "slim.jsonl").read_bytes()
+    capsys.readouterr()
+    with monkeypatch.context() as patched:  # nothing is loaded, traced or judged
+        patched.setattr(pipeline, "prepare", None)
+        assert run("slim", root, "--budget", "70%", "--budget", "macs<=60%, params<=80%", "--json") == 0
+        taken = json.loads(capsys.readouterr().out)
+        assert run("slim", root, "--budget", "70%") == 0  # once more
+        assert "70%" in capsys.readouterr().out
+        assert "the smallest net of this space" in fails(capsys, "slim", root, "--budget", "1%")
+        assert "no metric 'latency'" in fails(capsys, "slim", root, "--budget", "latency=3")
+        assert "limits 'macs' twice" in fails(capsys, "slim", root, "--budget", "macs<=3M, macs<=50%")
+    space = ChannelSpace.from_json((root / "space.json").read_text())
+    macs, params = autoslim.MacCost(space), autoslim.ParamCost(space)
+    steps = [json.loads(line) for line in path.splitlines()]
+    for metrics, directory in zip(taken, ("70%", "macs-60%-params-80%"), strict=True):
+        widths = Widths.from_json((root / "subnets" / directory / "widths.json").read_text())
+        assert metrics == json.loads((root / "subnets" / directory / "metrics.json").read_text())
+        assert (metrics["macs"], metrics["params"]) == (macs(widths), params(widths))
+        assert metrics["accuracy"]["held_out"] == steps[metrics["steps"] - 1]["accuracy"]
+    assert taken[0]["macs"] <= 0.7 * macs(space.full()) < steps[taken[0]["steps"] - 2]["cost"]
+    assert taken[1]["params"] <= 0.8 * params(space.full())
+    # it is one of the run's budgets now: the stages go on with it, and change nothing of the others
+    for stage in ("slim", "retrain", "report"):
+        assert run(stage, root) == 0
+    assert (root / "slim.jsonl").read_bytes() == path
+    after = artefacts(root)
+    assert {key: after[key] for key in before if key != "train"} == {k: v for k, v in before.items() if k != "train"}
+    results = json.loads((root / "results.json").read_text())
+    assert [net["budget"] for net in results["subnets"]] == ["70%", "macs<=60%, params<=80%", "50%", "params=30%"]
+    assert all(0 <= net["accuracy"][kind] <= 1 for net in results["subnets"] for kind in ("found", "retrained"))
+    assert run("report", config) == 0  # the budgets of the file again
+    assert [net["budget"] for net in json.loads((root / "results.json").read_text())["subnets"]] == [
+        "50%",
+        "params=30%",
+    ]
+
+
+def test_a_budget_beyond_the_path_continues_the_search(config: Path, in_tmp: Path) -> None:
+    budgets = ("--set", "slim.budgets=[80%, 40%]")
+    assert run("run", config, "--run-dir", "whole", *budgets) == 0
+    assert run("train", config, "--run-dir", "steps", "--set", "slim.budgets=[80%]") == 0
+    assert run("slim", "steps") == 0
+    shorter = _lines(in_tmp / "steps/slim.jsonl")
+    assert run("slim", "steps", "--budget", "40%") == 0
+    assert _lines(in_tmp / "steps/slim.jsonl") > shorter
+    assert run("run", "steps") == 0
+    assert artefacts(in_tmp / "steps") == artefacts(in_tmp / "whole")
+
+
+def test_joint_budgets_run_and_hold(config: Path, in_tmp: Path) -> None:
+    texts = ["macs<=80%, memory<=60%", "macs<=50%, params<=60%"]
+    assert run("run", config, "--set", f"slim.budgets={json.dumps(texts)}", "--set", "retrain.uniform=false") == 0
+    results = json.loads((in_tmp / "runs/small/results.json").read_text())
+    assert [net["budget"] for net in results["subnets"]] == texts
+    full = results["full"]
+    for net, limits in zip(
+        results["subnets"], ({"macs": 0.8, "memory": 0.6}, {"macs": 0.5, "params": 0.6}), strict=True
+    ):
+        assert all(net[metric] <= share * full[metric] for metric, share in limits.items())
+
+
 def test_retraining_can_start_from_the_supernet_and_learn_from_it(config: Path, in_tmp: Path) -> None:
     options = ("--set", "retrain.init=supernet", "--set", "retrain.distill=0.5", "--set", "retrain.uniform=false")
     assert run("run", config, *options) == 0
@@ -344,6 +410,11 @@ def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         ("space.min_ratio=0", "greater than 0"),
         ("slim.budgets=[50%, 3Q]", "no unit 'Q'"),
         ("slim.budgets=[latncy=3]", "no metric 'latncy'"),
+        ("slim.budgets=[latency=8]", "did you mean 'latency_ms'"),
+        ("slim.budgets=[latency_ms<=8s]", "latency_ms is in milliseconds"),
+        ("slim.budgets=['macs<=50%, params<=1%']", "the smallest net of this space has"),
+        ("slim.budgets=['macs<=50%, macs<=30%']", "limits 'macs' twice"),
+        ("slim.budgets=['macs<=50M, params<=90M']", "within all of its limits"),
         ("slim.budgets=[1%]", "the smallest net of this space has"),
         ("slim.budgets=[900M]", "above the full net"),
         ("train.epoch=3", "did you mean 'epochs'"),

@@ -17,9 +17,11 @@ if TYPE_CHECKING:
     from autoslim.config import Config as Config
     from autoslim.config import load_config as load_config
     from autoslim.cost import Budget as Budget
+    from autoslim.cost import JointCost as JointCost
     from autoslim.cost import MacCost as MacCost
     from autoslim.cost import MemoryCost as MemoryCost
     from autoslim.cost import ParamCost as ParamCost
+    from autoslim.cost import resolve_budget as resolve_budget
     from autoslim.errors import AutoSlimError as AutoSlimError
     from autoslim.export import export_onnx as export_onnx
     from autoslim.export import export_program as export_program
@@ -57,7 +59,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "calibrate": ("batch_statistics", "recalibrate_batchnorm"),
     "config": ("Config", "load_config"),
-    "cost": ("Budget", "MacCost", "MemoryCost", "ParamCost"),
+    "cost": ("Budget", "JointCost", "MacCost", "MemoryCost", "ParamCost", "resolve_budget"),
     "errors": ("AutoSlimError",),
     "export": ("export_onnx", "export_program", "load_subnet", "save_subnet"),
     "judge": ("Judge", "evaluate"),

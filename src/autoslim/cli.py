@@ -160,10 +160,61 @@ def _stage_command(name: str, help_text: str) -> None:
 
 
 _stage_command("train", "Train the supernet (or go on with it).")
-_stage_command("slim", "Search all budgets in one greedy pass on held-out images.")
 _stage_command("retrain", "Train the nets found, and uniform ones of equal MACs by the same recipe.")
 _stage_command("export", "Measure latency and write ONNX files, checked against PyTorch.")
 _stage_command("report", "Write results.json and report.html from what the run holds.")
+
+
+@app.command()
+def slim(
+    config: _Target,
+    budget: Annotated[
+        list[str] | None,
+        typer.Option("--budget", help="One more, as 37% or 'macs<=50%, params<=2M'; at once if searched."),
+    ] = None,
+    system: _System = None,
+    set_: _Set = None,
+    run_dir: _RunDir = None,
+    device: _Device = None,
+    threads: _Threads = None,
+    skip_broken: _SkipBroken = False,
+    as_json: _Json = False,
+) -> None:
+    """Search all budgets in one greedy pass on held-out images, or take one more from the path of a finished search."""
+    asked = _asked(set_, system, skip_broken)
+    if not budget:
+        _stages(config, asked, run_dir, device, threads, as_json, "slim")
+        return
+    from autoslim.path import take_from_path
+    from autoslim.run import exclusive, keep_config, open_run
+
+    root, wanted = _opened(config, asked, run_dir, device, threads)
+    budgets = (*wanted.slim.budgets, *(text for text in budget if text not in wanted.slim.budgets))
+    wanted = _checked(wanted, budgets, config)
+    with exclusive(root):
+        opened = open_run(root, wanted)
+        taken = [take_from_path(opened, text) for text in budget]
+        if None not in taken:
+            keep_config(opened)
+    if None in taken:
+        _stages(config, [*asked, f"slim.budgets={json.dumps(budgets)}"], run_dir, device, threads, as_json, "slim")
+        return
+    if as_json:
+        print(json.dumps(taken))
+        return
+    from autoslim.terminal import taken_lines
+
+    for line in taken_lines([metrics for metrics in taken if metrics], opened):
+        print(line)
+
+
+def _checked(config: Config, budgets: tuple[str, ...], where: str) -> Config:
+    """The configuration with these budgets; `BudgetError` or `ConfigError` for one that cannot be read."""
+    from autoslim.config import make_config
+
+    values = config.plain()
+    values["slim"]["budgets"] = list(budgets)
+    return make_config(values, where)
 
 
 def _asked(set_: list[str] | None, system: str | None, skip_broken: bool) -> list[str]:

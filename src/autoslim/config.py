@@ -46,16 +46,24 @@ class SpaceConfig(_Strict):
 class SlimConfig(_Strict):
     """The greedy search: budgets, and the held-out images it looks at (all, if `images` is null).
 
-    `rule`: what makes a step the best one (see `greedy_slim`). `exchange`: move bins between groups afterwards, while
-    that helps (see `exchange_bins`).
+    `rule`: what makes a step the best one (see `greedy_slim`); "auto" is the score alone, as in the paper, and where an
+    entry of `budgets` has several limits, the score per cost of the one that binds. `exchange`: move bins between
+    groups afterwards, while that helps (see `exchange_bins`).
     """
 
     budgets: Annotated[tuple[str, ...], Field(min_length=1)] = ("50%", "25%")
     images: Annotated[int, Field(ge=1)] | None = None
     batch_size: Annotated[int, Field(ge=2)] = 1000
     score: Literal["accuracy", "loss"] = "loss"
-    rule: Literal["score", "score-per-cost"] = "score"
+    rule: Literal["auto", "score", "score-per-cost"] = "auto"
     exchange: bool = False
+
+    @property
+    def step_rule(self) -> str:
+        """The rule for `greedy_slim`."""
+        if self.rule != "auto":
+            return self.rule
+        return "score-per-cost" if any(len(Budget.parse_all(text)) > 1 for text in self.budgets) else "score"
 
     @field_validator("budgets", mode="before")
     @classmethod
@@ -65,7 +73,7 @@ class SlimConfig(_Strict):
             return listed
         texts = tuple(str(budget) for budget in listed)
         for text in texts:
-            Budget.parse(text)
+            Budget.parse_all(text)
         if len(set(texts)) < len(texts):
             raise BudgetError(f"budgets: {', '.join(texts)} names one twice")
         return texts

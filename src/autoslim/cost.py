@@ -79,7 +79,28 @@ class MemoryCost:
         return self._sum(widths)
 
 
+class JointCost:
+    """Several limits that must hold at once, as one cost: the share that a net takes of the limit that binds.
+
+    `limits` are (cost, limit) pairs; a net meets all of them when this is at most 1. A greedy step with
+    `rule="score-per-cost"` then weighs accuracy against the constraint that binds, whichever it is at that point.
+    """
+
+    unit = "of the limit that binds"
+
+    def __init__(self, limits: Iterable[tuple[Cost, float]]) -> None:
+        self._limits = list(limits)
+        if not self._limits or min(limit for _, limit in self._limits) <= 0:
+            raise BudgetError("a joint cost needs at least one limit, and limits above 0")
+
+    def __call__(self, widths: Mapping[str, int]) -> float:
+        """The largest of cost / limit."""
+        return max(cost(widths) / limit for cost, limit in self._limits)
+
+
 COSTS: dict[str, Callable[[ChannelSpace], Cost]] = {"macs": MacCost, "params": ParamCost, "memory": MemoryCost}
+LATENCY = "latency_ms"  # measured, and so no function of the space alone
+METRICS = (*COSTS, LATENCY)
 
 
 def slimmable_share(space: ChannelSpace) -> float:
@@ -110,29 +131,34 @@ class Budget:
         text = str(text).strip()
         match = re.fullmatch(r"(?:([A-Za-z_ ]+?)\s*(?:<=|=|:)\s*)?([0-9.]+(?:[eE][0-9]+)?)\s*([A-Za-z%]*)", text)
         if match is None:
-            raise BudgetError(f"cannot read the budget {text!r}; write 300M, 0.5x or 50%, or params=4M, memory=50%")
+            raise BudgetError(f"cannot read the budget {text!r}; write 300M, 0.5x or 50%, or params=4M, latency_ms<=8")
         metric, number, unit = (match.group(1) or "macs").strip().lower(), match.group(2), match.group(3)
         metric = {"flops": "macs"}.get(metric, metric)
-        if metric not in COSTS:
-            raise BudgetError(f"budget {text!r}: no metric {metric!r}; {nearest(metric, [*COSTS, 'flops'])}")
-        shares = {"x": 1.0, "%": 0.01}
-        multiples = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9, "T": 1e12}
-        if unit.lower() not in shares and unit.upper() not in multiples:
-            raise BudgetError(f"budget {text!r}: no unit {unit!r}; use K, M or G for an amount, x or % for a share")
+        if metric not in METRICS:
+            raise BudgetError(f"budget {text!r}: no metric {metric!r}; {nearest(metric, [*METRICS, 'flops'])}")
+        scale, is_share = _scale(text, metric, unit)
         try:
-            amount = float(number)
+            amount = float(number) * scale
         except ValueError:
             raise BudgetError(f"budget {text!r}: {number!r} is no number") from None
-        is_share = unit.lower() in shares
-        amount *= shares[unit.lower()] if is_share else multiples[unit.upper()]
         if amount <= 0 or (is_share and amount > 1):
             raise BudgetError(f"budget {text!r}: a share lies above 0 and at most at 1x (100%), an amount above 0")
         return cls(text, metric, amount, is_share)
 
-    def limit(self, cost: Cost, space: ChannelSpace) -> float:
+    @classmethod
+    def parse_all(cls, text: str) -> tuple[Budget, ...]:
+        """Read one entry of a list of budgets: a limit, or several that must hold at once, `macs<=50%, params<=2M`."""
+        budgets = tuple(cls.parse(part) for part in str(text).split(","))
+        metrics = [budget.metric for budget in budgets]
+        for metric in metrics:
+            if metrics.count(metric) > 1:
+                raise BudgetError(f"budget {str(text)!r} limits {metric!r} twice; keep the lower of the two")
+        return budgets
+
+    def limit(self, cost: Cost, space: ChannelSpace, *, may_be_slack: bool = False) -> float:
         """The budget as a number of the metric's unit.
 
-        Raises `BudgetError` if the full net is already within it, or the smallest is not.
+        Raises `BudgetError` if the smallest net is not within it, or the full net already is, unless that may be.
         """
         most, least = cost(space.full()), cost(space.smallest())
         limit = self.amount * most if self.is_share else self.amount
@@ -142,11 +168,53 @@ class Budget:
                 f"budget {self.text!r} ({readable(limit)} {unit}) cannot be reached: the smallest net of this space "
                 f"has {readable(least)} ({least / most:.1%}); allow smaller widths (min_ratio, divisor) or raise it"
             )
-        if limit > most:
+        if limit > most and not may_be_slack:
             raise BudgetError(
                 f"budget {self.text!r} ({readable(limit)} {unit}) is above the full net, which has {readable(most)}"
             )
         return limit
+
+
+def _scale(text: str, metric: str, unit: str) -> tuple[float, bool]:
+    """What a unit multiplies an amount of a metric by, and whether it makes it a share."""
+    shares = {"x": 1.0, "%": 0.01}
+    if unit.lower() in shares:
+        return shares[unit.lower()], True
+    if metric == LATENCY:
+        if unit.lower() in ("", "ms"):
+            return 1.0, False
+        raise BudgetError(
+            f"budget {text!r}: no unit {unit!r} of time; {LATENCY} is in milliseconds: write {LATENCY}<=8, or x or % "
+            "for a share"
+        )
+    multiples = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9, "T": 1e12}
+    if metric == "peak_memory":  # a size in bytes
+        multiples |= {"B": 1.0, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KIB": 2.0**10, "MIB": 2.0**20, "GIB": 2.0**30}
+    if unit.upper() not in multiples:
+        amounts = "KB, MB or MiB" if metric == "peak_memory" else "K, M or G"
+        raise BudgetError(f"budget {text!r}: no unit {unit!r}; use {amounts} for an amount, x or % for a share")
+    return multiples[unit.upper()], False
+
+
+def resolve_budget(text: str, space: ChannelSpace, costs: Mapping[str, Cost]) -> tuple[Cost, float]:
+    """The cost and the limit that a budget stands for, as `greedy_slim` takes them.
+
+    `costs` by metric, as `{"macs": MacCost(space)}`. Several limits in one text (`macs<=50%, latency_ms<=8`) give a
+    `JointCost` and the limit 1. Raises `BudgetError` if one cannot be reached, or if the full net meets them all.
+    """
+    limits: list[tuple[Cost, float]] = []
+    budgets = Budget.parse_all(text)
+    for budget in budgets:
+        if budget.metric not in costs:
+            raise BudgetError(f"budget {budget.text!r}: there is no cost for {budget.metric!r} here")
+        cost = costs[budget.metric]
+        limits.append((cost, budget.limit(cost, space, may_be_slack=len(budgets) > 1)))
+    if len(limits) == 1:
+        return limits[0]
+    joint = JointCost(limits)
+    if joint(space.full()) < 1:
+        raise BudgetError(f"budget {text!r}: the full net is within all of its limits")
+    return joint, 1.0
 
 
 def readable(amount: float) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from autoslim.config import Config
-from autoslim.cost import COSTS, Budget, slimmable_share
+from autoslim.cost import COSTS, Budget, resolve_budget, slimmable_share
 from autoslim.data import load_data
 from autoslim.errors import BudgetError
 from autoslim.models import build_model
@@ -47,9 +47,9 @@ def inspect_model(
 
 
 def _verdict(text: str, space: ChannelSpace) -> dict[str, Any]:
-    budget = Budget.parse(text)
+    metric = " and ".join(budget.metric for budget in Budget.parse_all(text))
     try:
-        limit = budget.limit(COSTS[budget.metric](space), space)
+        _, limit = resolve_budget(text, space, {name: make(space) for name, make in COSTS.items()})
     except BudgetError as error:
-        return {"budget": text, "metric": budget.metric, "reachable": False, "reason": str(error)}
-    return {"budget": text, "metric": budget.metric, "reachable": True, "limit": limit}
+        return {"budget": text, "metric": metric, "reachable": False, "reason": str(error)}
+    return {"budget": text, "metric": metric, "reachable": True, "limit": limit}

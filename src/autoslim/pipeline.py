@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from autoslim.calibrate import recalibrate_batchnorm
 from autoslim.config import Config
-from autoslim.cost import COSTS, Budget, Cost, slimmable_share
+from autoslim.cost import COSTS, Cost, JointCost, resolve_budget, slimmable_share
 from autoslim.data import Batches, ImageData, ImageSet, load_data
 from autoslim.errors import ConfigError, ExportError, RunError, TrainError
 from autoslim.export import export_onnx, has_onnx, load_subnet, load_tensors, save_subnet, save_tensors, verify_onnx
@@ -23,6 +23,7 @@ from autoslim.files import append_record, keep_records, read_json, read_records,
 from autoslim.judge import SCORES, Judge, evaluate
 from autoslim.latency import measure_latency
 from autoslim.models import build_model
+from autoslim.path import read_path
 from autoslim.progress import Progress
 from autoslim.recipe import Recipe, RetrainRecipe
 from autoslim.report import has_plotly, render_report
@@ -159,10 +160,7 @@ def prepare(run: Run, progress: Progress) -> Job:
 def _budgets(config: Config, space: ChannelSpace, costs: Mapping[str, Cost]) -> list[Budgeted]:
     """What is asked for, from the highest cost on: budgets of a search, or the width ratios of the other systems."""
     if config.system == "autoslim":
-        budgets = []
-        for text in config.slim.budgets:
-            budget = Budget.parse(text)
-            budgets.append(Budgeted(text, costs[budget.metric], budget.limit(costs[budget.metric], space)))
+        budgets = [Budgeted(text, *resolve_budget(text, space, costs)) for text in config.slim.budgets]
         return sorted(budgets, key=lambda b: -b.limit / b.cost(space.full()))
     if min(config.ratios) < config.space.min_ratio:
         raise ConfigError(
@@ -281,7 +279,7 @@ def slim_stage(job: Job) -> None:
     if job.config.system != "autoslim":
         _take_ratios(job)
         return
-    if all((job.run.subnet(budget.text) / "metrics.json").exists() for budget in job.budgets):
+    if all("found" in _metrics(job, budget.text).get("accuracy", {}) for budget in job.budgets):
         job.progress.say(f"search: done before, {job.run.slim_log}")
         return
     assert isinstance(job.net, Supernet)
@@ -289,28 +287,28 @@ def slim_stage(job: Job) -> None:
     images = job.held_out()
     judge, accuracy_of = Judge(job.net, images, job.config.slim.score), Judge(job.net, images, "accuracy")
     start = steps[-1].widths if steps else job.space.full()
-    # the cost only says when to stop, and each budget may be on another metric: so walk on until all are met
+    # each budget may be on another metric: the walk ends when all are met, and weighs the one that is farthest away
     path = greedy_slim(
         job.space,
         judge,
-        job.costs["macs"],
-        [job.costs["macs"](job.space.smallest())],
-        rule=job.config.slim.rule,
+        JointCost((budget.cost, budget.limit) for budget in job.budgets),
+        [1.0],
+        rule=job.config.slim.step_rule,
         start=start,
         on_candidate=lambda group, score: advance(_share_done(job, current, group), f"step {len(steps) + 1}"),
     )
     current = start
     with job.progress.bar("search", 1.0) as advance:
-        while not _all_met(job, current):
-            step = next(path)
+        for step in path:
             steps.append(step)
             current = step.widths
-            record = {"group": step.group, "width": current[step.group], "cost": step.cost, "score": step.score}
+            macs = job.costs["macs"](current)
+            record = {"group": step.group, "width": current[step.group], "cost": macs, "score": step.score}
             append_record(job.run.slim_log, record | {"accuracy": accuracy_of(current)})
     supernet = read_json(job.run.supernet / "metrics.json")
     for budget in job.budgets:
-        directory = job.run.subnet(budget.text)
-        if (directory / "metrics.json").exists():
+        directory, known = job.run.subnet(budget.text), _metrics(job, budget.text)
+        if "found" in known.get("accuracy", {}):
             continue
         widths = widths_within(job.space, steps, budget.cost, budget.limit)
         assert widths is not None, "the walk went on until every budget was met"
@@ -324,7 +322,8 @@ def slim_stage(job: Job) -> None:
         write_whole(directory / "widths.json", widths.to_json())
         found = net_at(job.net, budget.text, widths, job.calibration())
         accuracy = {"supernet": supernet["accuracy"], "found": evaluate(found, job.test())}
-        metrics = {"budget": budget.text, **job.figures(widths), "accuracy": accuracy}
+        accuracy = known.get("accuracy", {}) | accuracy  # one taken from the path may have been retrained before
+        metrics = known | {"budget": budget.text, **job.figures(widths), "accuracy": accuracy}
         write_json(directory / "metrics.json", metrics | ({"exchanges": moves} if moves else {}))
 
 
@@ -547,21 +546,6 @@ def _shared(recipe: Recipe) -> dict[str, Any]:
     return {field.name: getattr(recipe, field.name) for field in fields(Recipe)}
 
 
-def read_path(run: Run, space: ChannelSpace, cost: Cost) -> list[SlimStep]:
-    """The greedy steps written so far; `RunError` if the file is none of this space."""
-    widths, steps = space.full(), []
-    for number, record in enumerate(read_records(run.slim_log), start=1):
-        group = str(record.get("group"))
-        following = space.narrowed(widths, group) if group in space.groups else None
-        if following is None or following[group] != record.get("width"):
-            raise RunError(
-                f"{run.slim_log}, line {number} does not follow from the ones before; delete it to search again"
-            )
-        widths = following
-        steps.append(SlimStep(group, widths, cost(widths), float(record["score"])))
-    return steps
-
-
 @contextmanager
 def _naming(checkpoint: Path) -> Iterator[None]:
     """A failed training says what is left of it."""
@@ -576,8 +560,10 @@ def _builder(job: Job) -> Callable[[], nn.Module]:
     return lambda: fresh_model(job.config)
 
 
-def _all_met(job: Job, widths: Widths) -> bool:
-    return all(budget.cost(widths) <= budget.limit for budget in job.budgets)
+def _metrics(job: Job, budget: str) -> dict[str, Any]:
+    """What is known of the net of a budget so far."""
+    path = job.run.subnet(budget) / "metrics.json"
+    return dict(read_json(path)) if path.exists() else {}
 
 
 def _share_done(job: Job, widths: Widths, group: str) -> float:

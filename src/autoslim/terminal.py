@@ -15,6 +15,7 @@ from rich.table import Table
 from autoslim.cost import readable
 from autoslim.progress import Advance, Progress
 from autoslim.published import PublishedNet
+from autoslim.run import Run
 
 _LOG_SECONDS = 10.0  # without a terminal: at most one line per bar in this time
 
@@ -85,6 +86,16 @@ def results_table(results: Mapping[str, Any]) -> Table:
         accuracies = [_percent(subnet["accuracy"][kind]) for kind in ("supernet", "found", "retrained", "uniform")]
         table.add_row(subnet["budget"], *_sizes(subnet, full), *accuracies)
     return table
+
+
+def taken_lines(nets: Sequence[Mapping[str, Any]], run: Run) -> Iterator[str]:
+    """The nets taken from the path of a search, one line each."""
+    for net in nets:
+        where = f"{net['steps']} steps along the search" if "steps" in net else "found before"
+        held_out = net["accuracy"].get("held_out")
+        accuracy = "" if held_out is None else f", {held_out:.1%} on held-out images"
+        figures = f"{readable(net['macs'])} MACs, {readable(net['params'])} params"
+        yield f"{net['budget']}: {figures}{accuracy}; {where}; {run.subnet(net['budget'])}"
 
 
 def published_table(nets: Sequence[PublishedNet]) -> Table:
