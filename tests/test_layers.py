@@ -18,7 +18,7 @@ LAYERS = [
     ["space", "recipe", "published"],
     ["cost", "slim", "report"],
     ["atoms", "sizes", "slicing"],
-    ["shortcuts", "recorder", "rules", "tracing"],
+    ["shortcuts", "recorder", "rules", "lifetimes", "tracing"],
     ["losses", "supernet", "switchable", "calibrate", "judge", "latency"],
     ["importing", "zoo", "models", "data", "train", "export"],
     ["config", "run", "path", "terminal"],

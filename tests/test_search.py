@@ -174,6 +174,8 @@ def test_a_budget_out_of_reach_is_refused_before_anything_is_judged() -> None:
         ("1e6", "macs", 1e6, False),
         ("latency_ms<=8", "latency_ms", 8.0, False),
         ("latency_ms = 7.5 ms", "latency_ms", 7.5, False),
+        ("peak_memory<=2MB", "peak_memory", 2e6, False),
+        ("peak_memory<=512KiB", "peak_memory", 524288.0, False),
         ("latency_ms<=60%", "latency_ms", 0.6, True),
     ],
 )
@@ -198,6 +200,9 @@ def test_budgets_are_read(text: str, metric: str, amount: float, is_share: bool)
         ("latency_ms<=8s", "latency_ms is in milliseconds"),
         ("latency_ms<=8M", "no unit 'M' of time"),
         ("macs<=8ms", "no unit 'ms'"),
+        ("macs<=8MB", "no unit 'MB'; use K, M or G"),
+        ("peak_memory<=8Mb/s", "write 300M"),
+        ("peak_memory<=8mW", "use KB, MB or MiB"),
     ],
 )
 def test_budgets_that_cannot_be_read_say_what_would_work(text: str, expected: str) -> None:

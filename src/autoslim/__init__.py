@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from autoslim.cost import MacCost as MacCost
     from autoslim.cost import MemoryCost as MemoryCost
     from autoslim.cost import ParamCost as ParamCost
+    from autoslim.cost import PeakMemoryCost as PeakMemoryCost
     from autoslim.cost import resolve_budget as resolve_budget
     from autoslim.errors import AutoSlimError as AutoSlimError
     from autoslim.export import export_onnx as export_onnx
@@ -59,7 +60,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "calibrate": ("batch_statistics", "recalibrate_batchnorm"),
     "config": ("Config", "load_config"),
-    "cost": ("Budget", "JointCost", "MacCost", "MemoryCost", "ParamCost", "resolve_budget"),
+    "cost": ("Budget", "JointCost", "MacCost", "MemoryCost", "ParamCost", "PeakMemoryCost", "resolve_budget"),
     "errors": ("AutoSlimError",),
     "export": ("export_onnx", "export_program", "load_subnet", "save_subnet"),
     "judge": ("Judge", "evaluate"),

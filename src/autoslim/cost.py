@@ -7,32 +7,42 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 
-from autoslim.errors import BudgetError, nearest
+from autoslim.errors import BudgetError, SpaceError, nearest
 from autoslim.space import Axis, ChannelSpace
 
 Cost = Callable[[Mapping[str, int]], float]
 
 
-class _Products:
-    """A sum of `scale` times the kept sizes of some axes; each distinct axis is measured once per call."""
+class _Sizes:
+    """For each term, `scale` times the kept sizes of its axes; each distinct axis is measured once per call."""
 
     def __init__(self, terms: Iterable[tuple[int, tuple[Axis, ...]]]) -> None:
         index: dict[Axis, int] = {}
-        constant = 0
-        self._terms: list[tuple[int, tuple[int, ...]]] = []
+        self._terms = [(scale, tuple(index.setdefault(axis, len(index)) for axis in axes)) for scale, axes in terms]
+        self._axes = list(index)
+
+    def __call__(self, widths: Mapping[str, int]) -> list[int]:
+        kept = [axis.kept(widths) for axis in self._axes]
+        return [scale * prod([kept[i] for i in follows]) for scale, follows in self._terms]
+
+
+class _Products:
+    """A sum of `scale` times the kept sizes of some axes."""
+
+    def __init__(self, terms: Iterable[tuple[int, tuple[Axis, ...]]]) -> None:
+        self._constant = 0
+        follows = []
         for scale, axes in terms:
             scale *= prod(axis.size for axis in axes if not axis.groups)
-            follows = tuple(index.setdefault(axis, len(index)) for axis in axes if axis.groups)
-            if follows:
-                self._terms.append((scale, follows))
+            cuttable = tuple(axis for axis in axes if axis.groups)
+            if cuttable:
+                follows.append((scale, cuttable))
             else:
-                constant += scale
-        self._axes = list(index)
-        self._constant = constant
+                self._constant += scale
+        self._sizes = _Sizes(follows)
 
     def __call__(self, widths: Mapping[str, int]) -> int:
-        sizes = [axis.kept(widths) for axis in self._axes]
-        return self._constant + sum(scale * prod([sizes[i] for i in follows]) for scale, follows in self._terms)
+        return self._constant + sum(self._sizes(widths))
 
 
 class MacCost:
@@ -79,6 +89,41 @@ class MemoryCost:
         return self._sum(widths)
 
 
+class PeakMemoryCost:
+    """Bytes of the weights and buffers and of the activations alive at the worst moment of a forward pass.
+
+    The example input is held throughout, and every other activation as long as the model's own code holds it in
+    evaluation mode, under `no_grad`: what was recorded while tracing. Every element counts `element_bytes`, 4 as in
+    float32. What kernels allocate while they run is not counted. Raises `SpaceError` if the space has no lifetimes.
+    """
+
+    unit = "bytes"
+
+    def __init__(self, space: ChannelSpace, element_bytes: int = 4) -> None:
+        if not space.activations:
+            raise SpaceError("how long activations live is not known in this space; trace the model again")
+        self._element_bytes = element_bytes
+        self._weights = _Products((1, axes) for axes in (*space.parameters.values(), *space.buffers.values()))
+        sizes: dict[tuple[int, tuple[Axis, ...]], int] = {}
+        events: dict[int, dict[int, int]] = {}  # at each operator: how many more of each size are alive
+        for each in space.activations:
+            size = sizes.setdefault((each.scale, each.axes), len(sizes))
+            for moment, count in ((each.first, 1), (each.last + 1, -1)):
+                changes = events.setdefault(moment, {})
+                changes[size] = changes.get(size, 0) + count
+        self._sizes = _Sizes(sizes)
+        self._events = [list(events[moment].items()) for moment in sorted(events)]
+
+    def __call__(self, widths: Mapping[str, int]) -> float:
+        """Bytes of the net of these widths."""
+        sizes = self._sizes(widths)
+        alive = peak = 0
+        for changes in self._events:
+            alive += sum(count * sizes[size] for size, count in changes)
+            peak = max(peak, alive)
+        return self._element_bytes * (self._weights(widths) + peak)
+
+
 class JointCost:
     """Several limits that must hold at once, as one cost: the share that a net takes of the limit that binds.
 
@@ -98,7 +143,19 @@ class JointCost:
         return max(cost(widths) / limit for cost, limit in self._limits)
 
 
-COSTS: dict[str, Callable[[ChannelSpace], Cost]] = {"macs": MacCost, "params": ParamCost, "memory": MemoryCost}
+COSTS: dict[str, Callable[[ChannelSpace], Cost]] = {
+    "macs": MacCost,
+    "params": ParamCost,
+    "memory": MemoryCost,
+    "peak_memory": PeakMemoryCost,
+}
+
+
+def costs_of(space: ChannelSpace) -> dict[str, Cost]:
+    """Every cost that follows from the space, by its metric: `peak_memory` only if lifetimes are known."""
+    return {name: make(space) for name, make in COSTS.items() if name != "peak_memory" or space.activations}
+
+
 LATENCY = "latency_ms"  # measured, and so no function of the space alone
 METRICS = (*COSTS, LATENCY)
 

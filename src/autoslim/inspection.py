@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 import torch
 
 from autoslim.config import Config
-from autoslim.cost import COSTS, Budget, resolve_budget, slimmable_share
+from autoslim.cost import Budget, Cost, costs_of, resolve_budget, slimmable_share
 from autoslim.data import load_data
 from autoslim.errors import BudgetError
 from autoslim.models import build_model
@@ -31,8 +32,9 @@ def inspect_model(
     model = build_model(config.model, config.model_args)
     every = trace(model, torch.zeros(shape or _USUAL_SHAPE), **config.space.wishes())
     space = every.with_choices(config.space.bins, config.space.divisor, config.space.min_ratio)
+    costs = costs_of(space)
     full, smallest = (
-        {name: int(make(space)(widths)) for name, make in COSTS.items()} for widths in (space.full(), space.smallest())
+        {name: int(cost(widths)) for name, cost in costs.items()} for widths in (space.full(), space.smallest())
     )
     return {
         "groups": [asdict(group) for group in space.groups.values()],
@@ -42,14 +44,14 @@ def inspect_model(
         **full,
         "smallest": smallest,
         "slimmable_macs": slimmable_share(space),
-        "budgets": [_verdict(text, space) for text in config.slim.budgets] if with_budgets else [],
+        "budgets": [_verdict(text, space, costs) for text in config.slim.budgets] if with_budgets else [],
     }
 
 
-def _verdict(text: str, space: ChannelSpace) -> dict[str, Any]:
+def _verdict(text: str, space: ChannelSpace, costs: Mapping[str, Cost]) -> dict[str, Any]:
     metric = " and ".join(budget.metric for budget in Budget.parse_all(text))
     try:
-        _, limit = resolve_budget(text, space, {name: make(space) for name, make in COSTS.items()})
+        _, limit = resolve_budget(text, space, costs)
     except BudgetError as error:
         return {"budget": text, "metric": metric, "reachable": False, "reason": str(error)}
     return {"budget": text, "metric": metric, "reachable": True, "limit": limit}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from autoslim.cost import COSTS, Cost, resolve_budget
+from autoslim.cost import Cost, costs_of, resolve_budget
 from autoslim.errors import RunError
 from autoslim.files import read_json, read_records, write_json, write_whole
 from autoslim.run import Run
@@ -36,7 +36,7 @@ def take_from_path(run: Run, budget: str) -> dict[str, Any] | None:
     if not run.space.exists() or run.config.slim.exchange:
         return None
     space = ChannelSpace.from_json(run.space.read_text(encoding="utf-8"))
-    costs: dict[str, Cost] = {name: make(space) for name, make in COSTS.items()}
+    costs = costs_of(space)
     cost, limit = resolve_budget(budget, space, costs)
     directory = run.subnet(budget)
     if (directory / "metrics.json").exists():

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from autoslim.calibrate import recalibrate_batchnorm
 from autoslim.config import Config
-from autoslim.cost import COSTS, Cost, JointCost, resolve_budget, slimmable_share
+from autoslim.cost import Cost, JointCost, MacCost, costs_of, resolve_budget, slimmable_share
 from autoslim.data import Batches, ImageData, ImageSet, load_data
 from autoslim.errors import ConfigError, ExportError, RunError, TrainError
 from autoslim.export import export_onnx, has_onnx, load_subnet, load_tensors, save_subnet, save_tensors, verify_onnx
@@ -119,8 +119,8 @@ class Job:
         save_subnet(directory, net, space, widths, model=self.config.model, model_args=self.config.model_args)
 
     def figures(self, widths: Mapping[str, int], space: ChannelSpace | None = None) -> dict[str, int]:
-        """MACs, parameters and memory of widths."""
-        costs = self.costs if space is None else {name: make(space) for name, make in COSTS.items()}
+        """What widths cost, by metric."""
+        costs = self.costs if space is None else costs_of(space)
         return {name: int(cost(widths)) for name, cost in costs.items()}
 
 
@@ -142,7 +142,7 @@ def prepare(run: Run, progress: Progress) -> Job:
     every = trace(model, example, **config.space.wishes())
     _check_output(config, model, example, data)
     space = every.with_choices(config.space.bins, config.space.divisor, config.space.min_ratio)
-    costs = {name: make(space) for name, make in COSTS.items()}
+    costs = costs_of(space)
     budgets = _budgets(config, space, costs)
     if config.train.channels_last:
         model = model.to(memory_format=torch.channels_last)
@@ -385,7 +385,7 @@ def _plans(job: Job, budget: str) -> list[_Plan]:
     widths = Widths.from_json((directory / "widths.json").read_text())
     plans = [_Plan("retrained", budget, directory, job.space, widths)]
     if job.config.retrain.uniform and job.config.system == "autoslim":
-        ratio, uniform = uniform_like(job.every, COSTS["macs"](job.every), metrics["macs"])
+        ratio, uniform = uniform_like(job.every, MacCost(job.every), metrics["macs"])
         figures = {"macs": job.figures(uniform, job.every)["macs"], "ratio": round(ratio, 4)}
         if metrics.get("uniform") != figures:
             write_json(directory / "metrics.json", metrics | {"uniform": figures})

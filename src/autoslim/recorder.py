@@ -23,6 +23,7 @@ from autoslim.space import Reason
 
 End = tuple[Tensor, int]  # an axis of a tensor
 Factor = Labels | End | int
+Made = tuple[tuple[int, ...], Sequence[Labels | None]]  # shape and labels of a tensor
 
 
 _LONGEST = 32768
@@ -68,6 +69,7 @@ class Recorder:
     needs: list[tuple[Labels, int]] = field(default_factory=list)  # so many of these must be kept
     trail: list[tuple[str, str]] = field(default_factory=list)  # operators that saw channels, and their modules
     trains_alike: bool = False  # channels go through the same operators in training and in evaluation
+    outputs: list[tuple[str, list[Made]]] = field(default_factory=list)  # operators, and the results of each
     axes: dict[str, list[Labels | None]] = field(default_factory=dict)
     operations: list[RawOperation] = field(default_factory=list)
     attributes: dict[tuple[str, str], tuple[tuple[Labels, ...], bool]] = field(default_factory=dict)

@@ -24,7 +24,13 @@ _RETRAINED, _UNIFORM, _FOUND, _SEARCH = "#1d5fbf", "#b8500c", "#0b7a75", "#858d9
 _BUDGET_COLOURS = ("#7a3fb0", "#0b7a75", "#b02a5b", "#6b6a12", "#2f6db5", "#a3541a", "#4b5563", "#1b7f3b")
 _KEPT_SCALE = [[0, "#f4f8fe"], [1, "#6aa0ea"]]  # report.css shows the same; dark text is readable on all of it
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
-_METRICS = {"macs": "MACs", "params": "parameters", "memory": "memory", "latency_ms": "latency"}
+_METRICS = {
+    "macs": "MACs",
+    "params": "parameters",
+    "memory": "memory",
+    "peak_memory": "peak memory",
+    "latency_ms": "latency",
+}
 _LOSS = 0.01  # accuracy that a net may lose and still be called as good as the full net
 _FOLD = 12  # names in one cell before the rest is folded away
 

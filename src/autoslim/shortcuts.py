@@ -32,7 +32,8 @@ def shaped(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return None
     name = func.overloadpacket.__name__
     if name == "native_batch_norm":
-        return torch.empty_like(source), source.new_empty(source.shape[1]), source.new_empty(source.shape[1])
+        saved = source.shape[1] if args[5] else 0  # no statistics are kept in evaluation
+        return torch.empty_like(source), source.new_empty(saved), source.new_empty(saved)
     if name == "native_layer_norm":
         shape = tuple(args[1])
         if tuple(source.shape[-len(shape) :]) != shape or any(
@@ -40,7 +41,8 @@ def shaped(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         ):
             return None
         statistics = source.new_empty((*source.shape[: -len(shape)], *[1] * len(shape)))
-        return torch.empty_like(source), statistics, torch.empty_like(statistics)
+        plain = torch.empty_like(source, memory_format=torch.contiguous_format)
+        return plain, statistics, torch.empty_like(statistics)
     in_place = name.endswith("_")
     plain = name.removesuffix("_")
     if plain in _UNARY and func._overloadname == "default":

@@ -212,6 +212,19 @@ class Operation:
 
 
 @dataclass(frozen=True)
+class Activation:
+    """A tensor of a forward pass with memory of its own: `scale` times the kept sizes of `axes` elements.
+
+    It is alive while the operators number `first` to `last` run, in the order of the pass.
+    """
+
+    scale: int
+    axes: tuple[Axis, ...]
+    first: int
+    last: int
+
+
+@dataclass(frozen=True)
 class Attribute:
     """A number stored in a module that follows the widths, such as `groups` of a depthwise convolution.
 
@@ -264,9 +277,11 @@ class ChannelSpace:
     """All channel groups of a model, the tensors they cut, and what could not be slimmed.
 
     `groups` may be given as a mapping or as an iterable of `ChannelGroup`. `parameters` and `buffers` hold the axes of
-    every tensor of the model, under its first name when it is shared. `remarks` says how the model had to be traced, if
-    not in the usual way. `mixing` lists the operators that see all channels at once (layer normalisation, a channel
-    shuffle): there, a narrow net computes something else than the full net with the missing channels set to zero.
+    every tensor of the model, under its first name when it is shared. `activations`: what lives how long in a forward
+    pass in evaluation mode, the input included; empty where that could not be told. `remarks` says how the model had to
+    be traced, if not in the usual way. `mixing` lists the operators that see all channels at once (layer normalisation,
+    a channel shuffle): there, a narrow net computes something else than the full net with the missing channels set to
+    zero.
     """
 
     groups: Mapping[str, ChannelGroup]
@@ -274,6 +289,7 @@ class ChannelSpace:
     buffers: Mapping[str, tuple[Axis, ...]] = field(default_factory=dict, repr=False)
     operations: tuple[Operation, ...] = field(default=(), repr=False)
     attributes: tuple[Attribute, ...] = field(default=(), repr=False)
+    activations: tuple[Activation, ...] = field(default=(), repr=False)
     notes: tuple[Note, ...] = ()
     remarks: tuple[str, ...] = ()
     mixing: tuple[str, ...] = ()
@@ -377,6 +393,7 @@ class ChannelSpace:
             buffers=thawed(self.buffers),
             operations=tuple(operations),
             attributes=tuple(a for a in attributes if any(axis.groups for axis in a.axes)),
+            activations=tuple(replace(a, axes=tuple(axis.without(names) for axis in a.axes)) for a in self.activations),
             notes=tuple(notes),
             remarks=self.remarks,
             mixing=self.mixing,
@@ -408,6 +425,7 @@ class ChannelSpace:
                 {"module": a.module, "name": a.name, "axes": [x.to_list() for x in a.axes], "is_tuple": a.is_tuple}
                 for a in self.attributes
             ],
+            "activations": [[a.scale, a.first, a.last, *(axis.to_list() for axis in a.axes)] for a in self.activations],
             "notes": [asdict(note) for note in self.notes],
             "remarks": list(self.remarks),
             "mixing": list(self.mixing),
@@ -430,6 +448,10 @@ class ChannelSpace:
                 for o in record["operations"]
             )
             attributes = tuple(Attribute(**{**a, "axes": _axes(a["axes"])}) for a in record["attributes"])
+            activations = tuple(
+                Activation(scale, _axes(axes), first, last)
+                for scale, first, last, *axes in record.get("activations", ())
+            )
             notes = tuple(Note(**note) for note in record["notes"])
             remarks, mixing = (tuple(record.get(key, ())) for key in ("remarks", "mixing"))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -440,6 +462,7 @@ class ChannelSpace:
             buffers=tensors["buffers"],
             operations=operations,
             attributes=attributes,
+            activations=activations,
             notes=notes,
             remarks=remarks,
             mixing=mixing,

@@ -132,7 +132,7 @@ def inspect_report(facts: Mapping[str, Any], console: Console) -> None:
         more = f", and {len(facts['mixing']) - 1} more" if len(facts["mixing"]) > 1 else ""
         text = f"cutting channels is not the same as setting them to zero: {facts['mixing'][0]}{more}"
         console.print(f"note: {text}", markup=False, soft_wrap=True)
-    for name in ("macs", "params", "memory"):
+    for name in facts["smallest"]:
         most, least = facts[name], facts["smallest"][name]
         console.print(f"{name}: {readable(most)} in full, {readable(least)} ({least / most:.1%}) at the smallest")
     console.print(f"{facts['slimmable_macs']:.1%} of the MACs are in layers whose output channels can be cut")

@@ -30,12 +30,13 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from autoslim.atoms import FIXED, Atoms, Labels, Mismatch, SettledAtoms
 from autoslim.errors import TraceError, nearest
+from autoslim.lifetimes import Lifetimes, is_silent
 from autoslim.recorder import RawOperation, Recorder, Unsupported, line_of_the_user
 from autoslim.rules import Rule, find_rule, pass_freely
 from autoslim.shortcuts import NoDetours, NoUnrolling, Shortcuts, shaped
 from autoslim.sizes import SizeMode, mark_attributes
 from autoslim.slicing import copy_module, extract
-from autoslim.space import Attribute, Axis, ChannelGroup, ChannelSpace, Note, Operation, Reason, Widths
+from autoslim.space import Activation, Attribute, Axis, ChannelGroup, ChannelSpace, Note, Operation, Reason, Widths
 
 ExampleInput = Tensor | tuple[Any, ...] | Mapping[str, Any]
 
@@ -80,7 +81,9 @@ def trace(
     with _quiet_torch():
         subject = _prepared(model, example_input)
         recorder = _capture_all(subject, wishes)
-        space = _proven(subject, _assemble(recorder, model, wishes), recorder)
+        space = _assemble(recorder, model, wishes)
+        space = dataclasses.replace(space, activations=_activations(recorder, wishes, subject))
+        space = _proven(subject, space, recorder)
     if not space.groups:
         told = [f"{note.name}: {note.reason}{f' at {note.line}' if note.line else ''}" for note in space.notes[:3]]
         reasons = "; ".join(told) or "it has no conv or linear layer"
@@ -196,6 +199,7 @@ class _Subject:
     kwargs: dict[str, Any]
     fake: FakeTensorMode | None = None
     remarks: tuple[str, ...] = ()
+    lifetimes: Lifetimes | None = None  # of a pass in evaluation mode
 
     @cached_property
     def passes(self) -> list[_Pass]:
@@ -259,6 +263,11 @@ class _LabelMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
         with unset_fake_temporarily():  # labels are real
             self._labelled(rule, func, args, kwargs, result)
         recorder.results.append(result)
+        if not recorder.atoms.is_settled and not is_silent(func):
+            leaves = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+            recorder.outputs.append(
+                (recorder.operator, [(tuple(leaf.shape), recorder.labels(leaf)) for leaf in leaves])
+            )
         return result
 
     def _labelled(self, rule: Rule | None, func: Any, args: Any, kwargs: Any, result: Any) -> None:
@@ -321,10 +330,12 @@ def _capture(subject: _Subject, wishes: _Wishes, keep_groups: Iterable[str], ren
     recorder = Recorder(Atoms(), grouped=dict.fromkeys(keep_groups, True), renumbers=renumbers, is_free=wishes.is_free)
     for run in subject.passes:
         model = subject.fresh()
-        counted, evaluated = list(recorder.operations), list(recorder.trail)
+        counted, evaluated, made = list(recorder.operations), list(recorder.trail), recorder.outputs
         recorder.trail.clear()
+        recorder.outputs = []
         run_labelled(run, model, recorder)
         if run.training:  # costs are those of evaluation
+            recorder.outputs = made
             recorder.trains_alike = recorder.trail == evaluated
             recorder.operations, extra = counted, recorder.operations[len(counted) :]
             seen = {operation.weight for operation in counted}
@@ -403,26 +414,28 @@ def _prepared(model: nn.Module, example_input: ExampleInput) -> _Subject:
             raise TraceError(f"{name} cannot be copied: {_first_line(error)}") from error
         run = _Pass(False, subject.args, subject.kwargs, mode)
         try:
-            draws = _draws_random_numbers(run, subject.fresh())
+            lifetimes, draws = _tried(run, subject.fresh())
         except Exception as error:
             failures.append(error)
             continue
         remarks = [f"{name} does not run on the meta device ({_first_line(failures[0])}): {how}"] if failures else []
         if draws:
             remarks.append(f"{name} draws random numbers in its forward pass: traced along one path that it takes")
-        return dataclasses.replace(subject, remarks=tuple(remarks))
+        return dataclasses.replace(subject, remarks=tuple(remarks), lifetimes=lifetimes)
     raise TraceError(
         f"{name} does not run on the example input of shape {shapes or 'none'}: {_first_line(failures[-1])}"
     ) from failures[-1]
 
 
-def _draws_random_numbers(run: _Pass, model: nn.Module) -> bool:
-    """Run the model; does it draw numbers in Python or NumPy, so that its path may depend on them?"""
-    run.on(model, Shortcuts())
+def _tried(run: _Pass, model: nn.Module) -> tuple[Lifetimes, bool]:
+    """Run the model: what lives how long, and does it draw numbers in Python or NumPy, on which its path may depend?"""
+    lifetimes = Lifetimes()
+    run.on(model, lifetimes)
+    lifetimes.finish()
     after = random.getstate(), str(np.random.get_state())
     random.seed(0)
     np.random.seed(0)
-    return after != (random.getstate(), str(np.random.get_state()))
+    return lifetimes, after != (random.getstate(), str(np.random.get_state()))
 
 
 def _converted(
@@ -591,6 +604,23 @@ def _assemble(recorder: Recorder, model: nn.Module, wishes: _Wishes) -> ChannelS
         mixing=tuple(recorder.mixing),
     )
     return _never_empty(space, [(classes.axis(labels, len(labels)), least) for labels, least in recorder.needs])
+
+
+def _activations(recorder: Recorder, wishes: _Wishes, subject: _Subject) -> tuple[Activation, ...]:
+    """What lives how long in a forward pass; nothing if the passes with and without labels did not run the same."""
+    found = subject.lifetimes
+    if found is None or found.operators != [operator for operator, _ in recorder.outputs]:
+        return ()
+    classes = _Classes(recorder, wishes.is_fixed)
+    last = len(found.operators) - 1
+    inputs = [leaf for leaf in tree_leaves((subject.args, subject.kwargs)) if isinstance(leaf, Tensor)]
+    activations = [Activation(leaf.numel(), (), 0, last) for leaf in inputs]
+    for life in found.lives:
+        shape, labels = recorder.outputs[life.first][1][life.leaf]
+        axes = [classes.axis(entry, size) for entry, size in zip(labels, shape, strict=True)]
+        scale = math.prod(axis.size for axis in axes if not axis.groups)
+        activations.append(Activation(scale, tuple(axis for axis in axes if axis.groups), life.first, life.last))
+    return tuple(activations)
 
 
 def _never_empty(space: ChannelSpace, needs: Iterable[tuple[Axis, int]]) -> ChannelSpace:
