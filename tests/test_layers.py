@@ -16,11 +16,11 @@ SOURCE = Path(autoslim.__file__).parent
 LAYERS = [
     ["_version", "errors", "progress", "files"],
     ["space", "recipe", "published"],
-    ["cost", "slim", "report"],
+    ["cost", "tables", "slim", "report"],
     ["atoms", "sizes", "slicing"],
     ["shortcuts", "recorder", "rules", "lifetimes", "tracing"],
-    ["losses", "supernet", "switchable", "calibrate", "judge", "latency"],
-    ["importing", "zoo", "models", "data", "train", "export"],
+    ["losses", "supernet", "switchable", "calibrate", "judge"],
+    ["importing", "zoo", "models", "data", "train", "export", "runtimes", "latency"],
     ["config", "run", "path", "terminal"],
     ["inspection", "systems", "pipeline", "cli"],
 ]

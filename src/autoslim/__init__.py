@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from autoslim.judge import Judge as Judge
     from autoslim.judge import evaluate as evaluate
     from autoslim.latency import measure_latency as measure_latency
+    from autoslim.latency import measure_latency_table as measure_latency_table
     from autoslim.losses import alpha_divergence as alpha_divergence
     from autoslim.losses import soft_cross_entropy as soft_cross_entropy
     from autoslim.recipe import Recipe as Recipe
@@ -53,6 +54,8 @@ if TYPE_CHECKING:
     from autoslim.supernet import sandwich_backward as sandwich_backward
     from autoslim.switchable import SwitchableNet as SwitchableNet
     from autoslim.switchable import switch_backward as switch_backward
+    from autoslim.tables import LatencyCost as LatencyCost
+    from autoslim.tables import LatencyTable as LatencyTable
     from autoslim.tracing import trace as trace
     from autoslim.train import retrain as retrain
     from autoslim.train import train_supernet as train_supernet
@@ -64,7 +67,7 @@ _HOMES = {
     "errors": ("AutoSlimError",),
     "export": ("export_onnx", "export_program", "load_subnet", "save_subnet"),
     "judge": ("Judge", "evaluate"),
-    "latency": ("measure_latency",),
+    "latency": ("measure_latency", "measure_latency_table"),
     "losses": ("alpha_divergence", "soft_cross_entropy"),
     "recipe": ("Recipe", "RetrainRecipe", "SupernetRecipe"),
     "report": ("render_report",),
@@ -73,6 +76,7 @@ _HOMES = {
     "space": ("ChannelGroup", "ChannelSpace", "SlimStep", "Widths"),
     "supernet": ("Supernet", "sandwich_backward"),
     "switchable": ("SwitchableNet", "switch_backward"),
+    "tables": ("LatencyCost", "LatencyTable"),
     "tracing": ("trace",),
     "train": ("retrain", "train_supernet"),
 }

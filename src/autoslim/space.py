@@ -199,7 +199,8 @@ class Axis:
 class Operation:
     """A convolution, linear layer or matrix product: its MACs are `scale` times the kept sizes of `factors`.
 
-    `outputs` and `output_scale` give the number of elements of its result in the same way. `name` is the module.
+    `outputs` and `output_scale` give the number of elements of its result in the same way. `name` is the module that
+    runs it.
     """
 
     name: str
@@ -209,6 +210,8 @@ class Operation:
     output_scale: int
     outputs: tuple[Axis, ...]
     is_cuttable: bool = False  # its output channels can be cut
+    signature: str = ""  # what its latency depends on besides the sizes of `factors`, what runs after it included
+    starts: bool = False  # it is the first thing that the module `name` runs, which is called by itself
 
 
 @dataclass(frozen=True)
@@ -418,6 +421,8 @@ class ChannelSpace:
                     "output_scale": o.output_scale,
                     "outputs": [axis.to_list() for axis in o.outputs],
                     "is_cuttable": o.is_cuttable,
+                    "signature": o.signature,
+                    "starts": o.starts,
                 }
                 for o in self.operations
             ],

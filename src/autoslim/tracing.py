@@ -321,6 +321,7 @@ def run_labelled(run: _Pass, model: nn.Module, recorder: Recorder) -> None:
 def _pusher(recorder: Recorder, name: str) -> Callable[[nn.Module, Any], None]:
     def push(module: nn.Module, args: Any) -> None:
         recorder.modules.append((name, module))
+        recorder.entered = name
 
     return push
 
@@ -563,6 +564,7 @@ def _assemble(recorder: Recorder, model: nn.Module, wishes: _Wishes) -> ChannelS
     }
     operations: list[Operation] = []
     notes: dict[str, Reason] = {}
+    following = _following(recorder)
     for op in recorder.operations:
         axes = {id(labels): classes.axis(labels, len(labels)) for labels in (*op.factors, *op.outputs)}
         produced = None if op.produced is None else classes.axis(op.produced, len(op.produced))
@@ -575,6 +577,8 @@ def _assemble(recorder: Recorder, model: nn.Module, wishes: _Wishes) -> ChannelS
                 output_scale=op.output_scale,
                 outputs=tuple(axes[id(labels)] for labels in op.outputs),
                 is_cuttable=bool(produced and produced.groups),
+                signature=f"{op.signature} {following.get(id(op), '')}".rstrip(),
+                starts=op.starts,
             )
         )
         if produced is not None and not produced.groups:
@@ -604,6 +608,18 @@ def _assemble(recorder: Recorder, model: nn.Module, wishes: _Wishes) -> ChannelS
         mixing=tuple(recorder.mixing),
     )
     return _never_empty(space, [(classes.axis(labels, len(labels)), least) for labels, least in recorder.needs])
+
+
+# views and the like: they take no time to speak of
+_FREE = re.compile("empty|view|reshape|t|transpose|permute|slice|select|expand|detach|alias|(un)?squeeze|split.*|chunk")
+
+
+def _following(recorder: Recorder) -> dict[int, str]:
+    """For each operation of evaluation, by id, the operators that run after it, until the next one."""
+    counted = [op for op in recorder.operations if op.scale]
+    ends = [*(op.number for op in counted[1:]), len(recorder.outputs)]
+    runs = {id(op): recorder.outputs[op.number + 1 : end] for op, end in zip(counted, ends, strict=False)}
+    return {key: " ".join(name for name, _ in run if not _FREE.fullmatch(name)) for key, run in runs.items()}
 
 
 def _activations(recorder: Recorder, wishes: _Wishes, subject: _Subject) -> tuple[Activation, ...]:
