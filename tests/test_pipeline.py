@@ -19,7 +19,9 @@ import yaml
 import autoslim
 from autoslim import pipeline
 from autoslim.cli import main
+from autoslim.models import build_model
 from autoslim.space import ChannelSpace, Widths
+from test_latency import invented
 
 NET = f"{Path(__file__).parent / 'small_net.py'}:net"
 
@@ -54,7 +56,10 @@ def artefacts(root: Path) -> dict[str, Any]:
     for path in sorted(root.rglob("widths.json")):
         found[str(path.relative_to(root))] = path.read_bytes()
     for path in sorted(root.rglob("metrics.json")):
-        found[str(path.relative_to(root))] = json.loads(path.read_text()) | {"latency_ms": None}
+        found[str(path.relative_to(root))] = json.loads(path.read_text()) | {
+            "latency_ms": None,
+            "latency_spread_ms": None,
+        }
     log = [json.loads(line) | {"seconds": None} for line in (root / "train.jsonl").read_text().splitlines()]
     found["train"] = log
     for path in sorted(root.rglob("model.safetensors")):
@@ -359,6 +364,40 @@ def test_joint_budgets_run_and_hold(config: Path, in_tmp: Path) -> None:
         assert all(net[metric] <= share * full[metric] for metric, share in limits.items())
 
 
+def test_a_latency_budget_is_measured_before_training_and_beside_the_result(
+    config: Path, in_tmp: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AUTOSLIM_CACHE", str(in_tmp / "cache"))
+    few = ("--set", "latency.nets=4")
+    assert "cannot be reached" in fails(capsys, "run", config, *few, "--set", "slim.budgets=[latency_ms<=0.0001]")
+    assert not (in_tmp / "runs/small/supernet").exists()
+    assert len(list((in_tmp / "cache").rglob("*.csv"))) == 1  # measured here; a table of other times from here on
+    net = build_model(NET)
+    space = autoslim.trace(net, torch.zeros(1, 1, 16, 16)).with_choices(4, 4, 0.25)
+    invented(space, 30).save(in_tmp / "phone.csv")
+    texts = json.dumps(["macs<=60%, latency_ms<=70%"])
+    few = ("--set", "latency.table=phone.csv")
+    assert run("run", config, *few, "--set", f"slim.budgets={texts}", "--json") == 0
+    root = in_tmp / "runs" / "small"
+    results = json.loads(capsys.readouterr().out)
+    assert results["latency"] == {"runtime": "torch", "threads": 1}
+    (net,) = results["subnets"]
+    assert net["macs"] <= 0.6 * results["full"]["macs"]
+    assert net["latency_predicted_ms"] <= 0.7 * results["full"]["latency_predicted_ms"] + 1e-4
+    assert net["latency_ms"] > 0
+    assert net["latency_spread_ms"] >= 0
+    space = ChannelSpace.from_json((root / "space.json").read_text())
+    cost = autoslim.LatencyCost(space, autoslim.LatencyTable.load(root / "latency.csv"))
+    widths = Widths.from_json((root / "subnets" / "macs-60%-latency_ms-70%" / "widths.json").read_text())
+    assert net["latency_predicted_ms"] == pytest.approx(cost(widths), abs=1e-4)
+    assert "predicted" in (root / "report.html").read_text()
+    # the table lies in the run: another budget needs no measurement, and none of torch
+    monkeypatch.setattr(pipeline, "prepare", None)
+    assert run("slim", root, "--budget", "latency_ms<=80%") == 0
+    assert run("latency", root, "--budget", "macs<=60%, latency_ms<=70%", "--json") == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["net"] == "found for macs<=60%, latency_ms<=70%"
+
+
 def test_retraining_can_start_from_the_supernet_and_learn_from_it(config: Path, in_tmp: Path) -> None:
     options = ("--set", "retrain.init=supernet", "--set", "retrain.distill=0.5", "--set", "retrain.uniform=false")
     assert run("run", config, *options) == 0
@@ -410,6 +449,8 @@ def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         ("space.min_ratio=0", "greater than 0"),
         ("slim.budgets=[50%, 3Q]", "no unit 'Q'"),
         ("slim.budgets=[latncy=3]", "no metric 'latncy'"),
+        ("latency.runtime=onxruntime", "latency.runtime"),
+        ("latency.table=nowhere.csv --set slim.budgets=[latency_ms<=50%]", "nowhere.csv cannot be read"),
         ("slim.budgets=[latency=8]", "did you mean 'latency_ms'"),
         ("slim.budgets=[latency_ms<=8s]", "latency_ms is in milliseconds"),
         ("slim.budgets=['macs<=50%, params<=1%']", "the smallest net of this space has"),
@@ -430,7 +471,8 @@ def test_a_mistake_is_found_before_training(
     config: Path, in_tmp: Path, capsys: pytest.CaptureFixture[str], setting: str, expected: str
 ) -> None:
     setting = setting.replace("NET_FILE", str(Path(__file__).parent / "small_net.py"))
-    assert expected in fails(capsys, "run", str(config), "--set", setting)
+    settings = [part for text in setting.split(" --set ") for part in ("--set", text)]
+    assert expected in fails(capsys, "run", str(config), *settings)
     assert not (in_tmp / "runs/small/supernet").exists()
     assert not (in_tmp / "runs/small/config.yaml").exists()  # nothing stands in the way of the mended one
 

@@ -79,6 +79,18 @@ class SlimConfig(_Strict):
         return texts
 
 
+class LatencyConfig(_Strict):
+    """Where latency is measured: `runtime` and CPU `threads` (null: those of the run) on the device of the run.
+
+    Budgets of `latency_ms` need a table of operators: it is measured on `nets` subnets, or read from the CSV `table`.
+    """
+
+    runtime: Literal["torch", "torch.compile", "onnxruntime", "openvino"] = "torch"
+    threads: Annotated[int, Field(ge=1)] | None = None
+    nets: Annotated[int, Field(ge=4)] = 40
+    table: str | None = None
+
+
 class ExportConfig(_Strict):
     """What is written beside the tensors. "auto": if the extra is installed."""
 
@@ -102,6 +114,7 @@ class Config(_Strict):
     train: SupernetRecipe = SupernetRecipe()
     slim: SlimConfig = SlimConfig()
     retrain: RetrainRecipe = RetrainRecipe()
+    latency: LatencyConfig = LatencyConfig()
     export: ExportConfig = ExportConfig()
     calibration_images: Annotated[int, Field(ge=1)] = 1000
     seed: int = 0

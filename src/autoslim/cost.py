@@ -160,6 +160,14 @@ LATENCY = "latency_ms"  # measured, and so no function of the space alone
 METRICS = (*COSTS, LATENCY)
 
 
+def figures_of(costs: Mapping[str, Cost], widths: Mapping[str, int]) -> dict[str, float]:
+    """What widths cost, as files say it: whole numbers by metric, and `latency_predicted_ms`."""
+    figures: dict[str, float] = {name: int(cost(widths)) for name, cost in costs.items() if name != LATENCY}
+    if LATENCY in costs:
+        figures["latency_predicted_ms"] = round(costs[LATENCY](widths), 4)
+    return figures
+
+
 def slimmable_share(space: ChannelSpace) -> float:
     """Share of the MACs of convolutions and linear layers whose output channels can be cut."""
     full = space.full()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from autoslim.cost import Cost, costs_of, resolve_budget
+from autoslim.cost import LATENCY, Budget, Cost, costs_of, figures_of, resolve_budget
 from autoslim.errors import RunError
 from autoslim.files import read_json, read_records, write_json, write_whole
 from autoslim.run import Run
 from autoslim.slim import widths_within
 from autoslim.space import ChannelSpace, SlimStep
+from autoslim.tables import LatencyCost, LatencyTable
 
 
 def read_path(run: Run, space: ChannelSpace, cost: Cost) -> list[SlimStep]:
@@ -27,16 +28,26 @@ def read_path(run: Run, space: ChannelSpace, cost: Cost) -> list[SlimStep]:
     return steps
 
 
+def costs_in(run: Run, space: ChannelSpace) -> dict[str, Cost]:
+    """Costs by metric; `latency_ms` by the table of the run, if it has one."""
+    costs = costs_of(space)
+    if run.latency_table.exists():
+        costs[LATENCY] = LatencyCost(space, LatencyTable.load(run.latency_table))
+    return costs
+
+
 def take_from_path(run: Run, budget: str) -> dict[str, Any] | None:
     """Leave `widths.json` and `metrics.json` of the net on the path that meets a budget; returns the metrics.
 
-    None if the path does not reach that far, or if the run mends its nets by exchanges: then the search has to go on.
-    Raises `BudgetError` for a budget out of reach.
+    None if the path does not reach that far, if latency was not measured yet, or if the run mends its nets by
+    exchanges: then the search has to go on. Raises `BudgetError` for a budget out of reach.
     """
     if not run.space.exists() or run.config.slim.exchange:
         return None
     space = ChannelSpace.from_json(run.space.read_text(encoding="utf-8"))
-    costs = costs_of(space)
+    costs = costs_in(run, space)
+    if LATENCY not in costs and any(part.metric == LATENCY for part in Budget.parse_all(budget)):
+        return None
     cost, limit = resolve_budget(budget, space, costs)
     directory = run.subnet(budget)
     if (directory / "metrics.json").exists():
@@ -52,7 +63,7 @@ def take_from_path(run: Run, budget: str) -> dict[str, Any] | None:
         accuracy["held_out"] = read_records(run.slim_log)[taken - 1].get("accuracy")
     metrics = {
         "budget": budget,
-        **{name: int(each(widths)) for name, each in costs.items()},
+        **figures_of(costs, widths),
         "accuracy": accuracy,
         "steps": taken,
     }

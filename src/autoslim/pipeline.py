@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
@@ -15,25 +16,28 @@ from torch import Tensor, nn
 
 from autoslim.calibrate import recalibrate_batchnorm
 from autoslim.config import Config
-from autoslim.cost import Cost, JointCost, MacCost, costs_of, resolve_budget, slimmable_share
+from autoslim.cost import LATENCY, Cost, JointCost, MacCost, costs_of, figures_of, resolve_budget, slimmable_share
 from autoslim.data import Batches, ImageData, ImageSet, load_data
 from autoslim.errors import ConfigError, ExportError, RunError, TrainError
 from autoslim.export import export_onnx, has_onnx, load_subnet, load_tensors, save_subnet, save_tensors, verify_onnx
 from autoslim.files import append_record, keep_records, read_json, read_records, write_json, write_whole
+from autoslim.inspection import latency_cost, needs_latency
 from autoslim.judge import SCORES, Judge, evaluate
-from autoslim.latency import measure_latency
+from autoslim.latency import latencies, spread
 from autoslim.models import build_model
-from autoslim.path import read_path
+from autoslim.path import costs_in, read_path
 from autoslim.progress import Progress
 from autoslim.recipe import Recipe, RetrainRecipe
 from autoslim.report import has_plotly, render_report
 from autoslim.run import Run, begin_run
+from autoslim.runtimes import find_runtime
 from autoslim.slicing import extract
 from autoslim.slim import exchange_bins, greedy_slim, uniform_like, widths_within
 from autoslim.space import ChannelSpace, SlimStep, Widths
 from autoslim.supernet import Supernet
 from autoslim.switchable import SwitchableNet
 from autoslim.systems import Net, build_net, net_at, training_step, widths_of_ratios
+from autoslim.tables import LatencyCost
 from autoslim.tracing import trace
 from autoslim.train import Step, Training, load_unshared, plain_step, switch_step, unshared
 
@@ -118,10 +122,9 @@ class Job:
         """Write a subnet, or a whole `SwitchableNet`, with the name of the network it comes from."""
         save_subnet(directory, net, space, widths, model=self.config.model, model_args=self.config.model_args)
 
-    def figures(self, widths: Mapping[str, int], space: ChannelSpace | None = None) -> dict[str, int]:
+    def figures(self, widths: Mapping[str, int], space: ChannelSpace | None = None) -> dict[str, float]:
         """What widths cost, by metric."""
-        costs = self.costs if space is None else costs_of(space)
-        return {name: int(cost(widths)) for name, cost in costs.items()}
+        return figures_of(self.costs if space is None else costs_of(space), widths)
 
 
 # --- preparation -------------------------------------------------------------------------------------------------
@@ -142,11 +145,15 @@ def prepare(run: Run, progress: Progress) -> Job:
     every = trace(model, example, **config.space.wishes())
     _check_output(config, model, example, data)
     space = every.with_choices(config.space.bins, config.space.divisor, config.space.min_ratio)
-    costs = costs_of(space)
-    budgets = _budgets(config, space, costs)
     if config.train.channels_last:
         model = model.to(memory_format=torch.channels_last)
-    net = build_net(config, model.to(device), space)
+    model = model.to(device)
+    find_runtime(config.latency.runtime)
+    costs = costs_in(run, space)
+    if LATENCY not in costs and config.system == "autoslim" and needs_latency(config.slim.budgets):
+        costs[LATENCY] = latency_cost(config, model, space, example.to(device), progress)
+    budgets = _budgets(config, space, costs)
+    net = build_net(config, model, space)
     trained = run.supernet / "model.safetensors"
     if trained.exists():
         load_unshared(net, load_tensors(trained)[0])
@@ -154,6 +161,9 @@ def prepare(run: Run, progress: Progress) -> Job:
     for recipe in (config.train, config.retrain):
         job.batches(data.train, recipe.batch_size, recipe)  # names an augmentation or a batch size that cannot be
     begin_run(run, space.to_json())
+    latency = costs.get(LATENCY)
+    if isinstance(latency, LatencyCost) and not run.latency_table.exists():
+        latency.table.save(run.latency_table)
     return job
 
 
@@ -400,7 +410,7 @@ def export_stage(job: Job) -> None:
     supernet = job.run.supernet / "metrics.json"
     metrics = read_json(_need(supernet, "train"))
     if "latency_ms" not in metrics:
-        metrics["latency_ms"] = measure_latency(extract(job.model, job.space, job.space.full()), example)
+        metrics |= _measured(job, extract(job.model, job.space, job.space.full()))
         write_json(supernet, metrics)
     wants_onnx = has_onnx() if job.config.export.onnx == "auto" else job.config.export.onnx
     if job.config.export.onnx == "auto" and not wants_onnx:
@@ -411,7 +421,7 @@ def export_stage(job: Job) -> None:
             metrics = read_json(directory / "metrics.json")
             net = load_subnet(_need(directory / "model.safetensors", "retrain").parent, _builder(job)).to(job.device)
             if "latency_ms" not in metrics:
-                metrics["latency_ms"] = measure_latency(net, example)
+                metrics |= _measured(job, net)
                 write_json(directory / "metrics.json", metrics)
             if wants_onnx and "onnx" not in metrics:
                 net = net.cpu()
@@ -420,6 +430,13 @@ def export_stage(job: Job) -> None:
                 metrics["onnx"] = {"max_relative_difference": difference}
                 write_json(directory / "metrics.json", metrics)
             advance(index + 1, budget.text)
+
+
+def _measured(job: Job, net: nn.Module) -> dict[str, float]:
+    """The real latency of a net in the runtime of the run, end to end."""
+    latency = job.config.latency
+    samples = latencies(net, job.example(), latency.runtime, latency.threads)
+    return {"latency_ms": statistics.median(samples), "latency_spread_ms": spread(samples)}
 
 
 def report_stage(job: Job) -> dict[str, Any]:
@@ -434,6 +451,7 @@ def report_stage(job: Job) -> dict[str, Any]:
     results = {
         "model": job.config.model,
         "system": job.config.system,
+        "latency": {"runtime": job.config.latency.runtime, "threads": _threads(job)},
         "full": full,
         "subnets": [{**subnet, "uniform": subnet.get("uniform")} for subnet in subnets],
     }
@@ -560,6 +578,10 @@ def _builder(job: Job) -> Callable[[], nn.Module]:
     return lambda: fresh_model(job.config)
 
 
+def _threads(job: Job) -> int:
+    return job.config.latency.threads or job.config.threads or torch.get_num_threads()
+
+
 def _metrics(job: Job, budget: str) -> dict[str, Any]:
     """What is known of the net of a budget so far."""
     path = job.run.subnet(budget) / "metrics.json"
@@ -617,6 +639,7 @@ def _report_record(job: Job, results: Mapping[str, Any]) -> dict[str, Any]:
         **run.provenance,
         "device": config.device,
         "threads": config.threads,
+        "runtime": config.latency.runtime,
         "seed": config.seed,
         "data": {
             "source": config.data.source,

@@ -685,6 +685,8 @@ def _results_row(name: str, net: Record, full: Record, accuracies: Iterable[str]
     for metric in ("macs", "params", "memory", "latency_ms"):
         value = net.get(metric)
         text = _milliseconds(value) if metric == "latency_ms" else _count(value)
+        if metric == "latency_ms" and net.get("latency_predicted_ms") is not None:
+            text += f"<small>predicted {_milliseconds(net['latency_predicted_ms'])}</small>"
         beside = "" if net is full or value is None else f"<small>{_share(value, full.get(metric))}</small>"
         costs.append(text + beside)
     cells = "".join(f"<td{_muted(cell)}>{cell}</td>" for cell in (*costs, *accuracies))

@@ -56,6 +56,11 @@ class Run:
         """One line per greedy step."""
         return self.root / "slim.jsonl"
 
+    @property
+    def latency_table(self) -> Path:
+        """The latency table that budgets of this run were taken by, if there are any."""
+        return self.root / "latency.csv"
+
     def joint(self, kind: str) -> Path:
         """Directory of an S-Net of the nets found ("retrained"), or of the uniform ones."""
         return self.root / "joint" / kind

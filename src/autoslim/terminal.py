@@ -141,6 +141,31 @@ def inspect_report(facts: Mapping[str, Any], console: Console) -> None:
         console.print(f"budget {budget['budget']}: {verdict}", markup=False, soft_wrap=True)
 
 
+def latency_report(facts: Mapping[str, Any], console: Console, top: int) -> None:
+    """The hot operators of a net, and the whole of it as predicted and as measured."""
+    shown, rest = facts["operators"][:top], facts["operators"][top:]
+    threads = f"{facts['threads']} thread{'s' if facts['threads'] > 1 else ''}"
+    table = Table(title=f"{facts['model']}, {facts['net']}: {facts['runtime']}, {threads}")
+    for name in ("layer", "operator"):
+        table.add_column(name, overflow="fold")
+    for name in ("widths", "ms", "share"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for fact in shown:
+        widths = " ".join(map(str, fact["widths"]))
+        table.add_row(fact["layer"], fact["operator"], widths, f"{fact['ms']:.3f}", f"{fact['share']:.1%}")
+    if rest:
+        ms, share = sum(fact["ms"] for fact in rest), sum(fact["share"] for fact in rest)
+        table.add_row(f"{len(rest)} others", "", "", f"{ms:.3f}", f"{share:.1%}")
+    console.print(table)
+    console.print(
+        f"predicted {facts['predicted_ms']:.2f} ms, measured {facts['measured_ms']:.2f} ms end to end "
+        f"(interquartile range {facts['spread_ms']:.2f} ms)",
+        highlight=False,
+    )
+    about = ", ".join(f"{key} {value}" for key, value in facts["table"].items() if key in ("versions", "machine"))
+    console.print(f"table: {about or 'given'}", highlight=False, markup=False, soft_wrap=True)
+
+
 def _frozen_table(notes: Sequence[Mapping[str, str]]) -> Table:
     """Layers frozen for the same reason on one line, with the line of code and what would help."""
     table = Table(title="frozen")
@@ -156,11 +181,12 @@ def _frozen_table(notes: Sequence[Mapping[str, str]]) -> Table:
 
 
 def _sizes(net: Mapping[str, Any], full: Mapping[str, Any]) -> tuple[str, str, str]:
-    latency = net.get("latency_ms")
+    latency, predicted = net.get("latency_ms"), net.get("latency_predicted_ms")
+    beside = "" if predicted is None else f" ({predicted:.2f} predicted)"
     return (
         f"{readable(net['macs'])} ({net['macs'] / full['macs']:.0%})",
         f"{readable(net['params'])} ({net['params'] / full['params']:.0%})",
-        "-" if latency is None else f"{latency:.2f} ms",
+        f"-{beside}" if latency is None else f"{latency:.2f} ms{beside}",
     )
 
 
