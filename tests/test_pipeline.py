@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 import os
 import signal
 import subprocess
@@ -17,7 +19,7 @@ import torch
 import yaml
 
 import autoslim
-from autoslim import pipeline
+from autoslim import LatencyTable, pipeline
 from autoslim.cli import main
 from autoslim.models import build_model
 from autoslim.space import ChannelSpace, Widths
@@ -398,6 +400,22 @@ def test_a_latency_budget_is_measured_before_training_and_beside_the_result(
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["net"] == "found for macs<=60%, latency_ms<=70%"
 
 
+def test_widths_may_be_those_at_which_latency_steps_down(
+    config: Path, in_tmp: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    space = autoslim.trace(build_model(NET), torch.zeros(1, 1, 16, 16)).with_choices("size:1", 2, 0.25)
+    table = invented(space, 30)
+    stepped = [dataclasses.replace(row, ms=0.1 * math.prod(-(-w // 8) for w in row.widths)) for row in table.rows]
+    LatencyTable(tuple(stepped)).save(in_tmp / "steps.csv")
+    options = ("--set", "space.bins=measured", "--set", "space.divisor=2", "--set", "latency.table=steps.csv")
+    assert run("run", config, *options, "--set", "slim.budgets=[latency_ms<=80%]", "--json") == 0
+    chosen = ChannelSpace.from_json((in_tmp / "runs/small/space.json").read_text())
+    assert all(len(group.choices) < len(space.groups[name].choices) for name, group in chosen.groups.items())
+    (net,) = json.loads(capsys.readouterr().out)["subnets"]
+    full = autoslim.LatencyCost(chosen, LatencyTable.load(in_tmp / "runs/small/latency.csv"))(chosen.full())
+    assert net["latency_predicted_ms"] <= 0.8 * full + 1e-4
+
+
 def test_retraining_can_start_from_the_supernet_and_learn_from_it(config: Path, in_tmp: Path) -> None:
     options = ("--set", "retrain.init=supernet", "--set", "retrain.distill=0.5", "--set", "retrain.uniform=false")
     assert run("run", config, *options) == 0
@@ -447,6 +465,8 @@ def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         ("model_args.classes=7", "7 outputs and the data has 4 classes"),
         ("space.fixed=[blocs.*]", "did you mean"),
         ("space.min_ratio=0", "greater than 0"),
+        ("space.bins=0", "bins must be a number of at least 1, 'size:16'"),
+        ("space.bins=paperr", "got 'paperr'"),
         ("slim.budgets=[50%, 3Q]", "no unit 'Q'"),
         ("slim.budgets=[latncy=3]", "no metric 'latncy'"),
         ("latency.runtime=onxruntime", "latency.runtime"),

@@ -292,11 +292,32 @@ def test_the_published_widths_are_among_the_choices() -> None:
         (8, {}, (8,)),
         (8, {"divisor": 2, "bins": 4, "min_ratio": 0.25}, (2, 4, 6, 8)),
         (1024, {"bins": 4}, (256, 512, 768, 1024)),
+        (96, {"bins": "size:32"}, (32, 64, 96)),
+        (100, {"bins": "size:20", "divisor": 4}, (20, 40, 60, 80, 100)),
+        (64, {"bins": "size:1", "divisor": 16}, (16, 32, 48, 64)),
+        (200, {"divisor": 32}, (64, 96, 128, 160, 200)),
+        (96, {"bins": "paper", "divisor": 16}, (16, 24, 32, 40, 48, 56, 64, 72, 80, 88, 96)),
     ],
 )
 def test_choices(size: int, options: dict, expected: tuple[int, ...]) -> None:
     space = ChannelSpace([ChannelGroup("g", size, tuple(range(1, size + 1)))])
     assert space.with_choices(**options).groups["g"].choices == expected
+
+
+def test_measured_steps_keep_the_widths_that_save() -> None:
+    """Kernels work on 16 channels at a time: 24 takes as long as 32."""
+    groups = [ChannelGroup("a", 64, tuple(range(8, 65, 8))), ChannelGroup("b", 32, (8, 32)), ChannelGroup("c", 8, (8,))]
+
+    def milliseconds(widths: Mapping[str, int]) -> float:
+        return 1.0 + 0.1 * -(-widths["a"] // 16) + 0.01 * widths["b"]
+
+    space = ChannelSpace(groups).with_steps(milliseconds)
+    assert space.groups["a"].choices == (8, 16, 32, 48, 64)  # the narrowest always stays
+    assert space.groups["b"].choices == (8, 32)
+    even = ChannelSpace(groups).with_steps(lambda widths: float(sum(widths.values())))
+    assert [group.choices for group in even.groups.values()] == [group.choices for group in groups]
+    noise = ChannelSpace(groups).with_steps(lambda widths: 1.0)
+    assert noise.groups["a"].choices == (8, 64)
 
 
 def test_choices_stay_within_what_the_network_allows() -> None:
@@ -315,7 +336,10 @@ def test_a_space_checks_widths_and_its_own_settings() -> None:
         with pytest.raises(SpaceError, match=expected):
             SPACE.check(widths)
     SPACE.check(SPACE.sample(random.Random(0)))
-    for bad in ({"bins": 0}, {"divisor": 0}, {"min_ratio": 0.0}):
+    for bad in (
+        *({"bins": 0}, {"bins": "size:0"}, {"bins": "sise:8"}, {"bins": "many"}, {"bins": "measured"}),
+        *({"divisor": 0}, {"min_ratio": 0.0}),
+    ):
         with pytest.raises(SpaceError):
             SPACE.with_choices(**bad)
     with pytest.raises(SpaceError, match=r"\(0, 1\]"):

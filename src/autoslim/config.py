@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from autoslim.cost import Budget
 from autoslim.errors import BudgetError, ConfigError, nearest
 from autoslim.recipe import RetrainRecipe, SupernetRecipe
+from autoslim.space import ChannelSpace, parse_bins
 
 
 class _Strict(BaseModel):
@@ -29,14 +30,29 @@ class DataConfig(_Strict):
 
 
 class SpaceConfig(_Strict):
-    """Which widths may be chosen, which layers (globs) are left alone, and what tracing cannot see (see `trace`)."""
+    """Which widths may be chosen, which layers (globs) are left alone, and what tracing cannot see (see `trace`).
 
-    bins: Annotated[int, Field(ge=1)] = 12
+    `bins`: how many, or "size:16" for bins of 16 channels, "paper", or "measured" for the multiples of `divisor` at
+    which the measured latency steps down.
+    """
+
+    bins: int | str = 12
     divisor: Annotated[int, Field(ge=1)] = 8
     min_ratio: Annotated[float, Field(gt=0, le=1)] = 1 / 6
     fixed: tuple[str, ...] = ()
     tie: tuple[tuple[str, ...], ...] = ()
     free: tuple[str, ...] = ()
+
+    @field_validator("bins")
+    @classmethod
+    def _bins(cls, bins: int | str) -> int | str:
+        if bins not in ("paper", "measured"):
+            parse_bins(bins)
+        return bins
+
+    def choices(self, space: ChannelSpace) -> ChannelSpace:
+        """The widths that may be chosen; where they are to be measured, those to measure."""
+        return space.with_choices("size:1" if self.bins == "measured" else self.bins, self.divisor, self.min_ratio)
 
     def wishes(self) -> dict[str, Any]:
         """What `trace` is told about layers."""

@@ -27,6 +27,7 @@ from autoslim.tables import LatencyCost, LatencyTable, hot_operators
 from autoslim.tracing import trace
 
 _USUAL_SHAPE = (1, 3, 224, 224)
+LATENCY_ASKED = f"{LATENCY}<=100%"
 
 
 def inspect_model(
@@ -42,13 +43,15 @@ def inspect_model(
     The example input has `shape`, or that of the configured data (`from_data`), or is one 224-pixel colour image. For
     budgets of `latency_ms` the network is measured.
     """
-    model, space, example = _traced(config, shape, from_data=from_data)
+    model, every, example = _traced(config, shape, from_data=from_data)
+    budgets = config.slim.budgets if with_budgets else ()
+    space, latency = searched_space(config, model, every, example, budgets=budgets, progress=progress)
     costs = costs_of(space)
     full, smallest = (
         {name: int(cost(widths)) for name, cost in costs.items()} for widths in (space.full(), space.smallest())
     )
-    if with_budgets and needs_latency(config.slim.budgets):
-        costs[LATENCY] = latency_cost(config, model, space, example, progress)
+    if latency is not None:
+        costs[LATENCY] = latency
     return {
         "groups": [asdict(group) for group in space.groups.values()],
         "frozen": [asdict(note) for note in space.notes],
@@ -57,7 +60,7 @@ def inspect_model(
         **full,
         "smallest": smallest,
         "slimmable_macs": slimmable_share(space),
-        "budgets": [_verdict(text, space, costs) for text in config.slim.budgets] if with_budgets else [],
+        "budgets": [_verdict(text, space, costs) for text in budgets],
     }
 
 
@@ -69,8 +72,7 @@ def _traced(
         shape = (1, *data.image_shape)
     model = build_model(config.model, config.model_args)
     example = torch.zeros(shape or _USUAL_SHAPE)
-    every = trace(model, example, **config.space.wishes())
-    return model, every.with_choices(config.space.bins, config.space.divisor, config.space.min_ratio), example
+    return model, trace(model, example, **config.space.wishes()), example
 
 
 def _verdict(text: str, space: ChannelSpace, costs: Mapping[str, Cost]) -> dict[str, Any]:
@@ -87,19 +89,45 @@ def needs_latency(budgets: Iterable[str]) -> bool:
     return any(part.metric == LATENCY for text in budgets for part in Budget.parse_all(text))
 
 
-def latency_cost(
+def searched_space(
+    config: Config,
+    model: nn.Module,
+    every: ChannelSpace,
+    example: Tensor,
+    *,
+    budgets: Iterable[str],
+    progress: Progress | None = None,
+    kept: Path | None = None,
+    fresh: bool = False,
+) -> tuple[ChannelSpace, LatencyCost | None]:
+    """The space with the widths that may be chosen, and the cost for `latency_ms` if budgets or widths ask for it.
+
+    The table is the one `kept` by a run, if it exists, that of the configuration, or one measured here.
+    """
+    space = config.space.choices(every)
+    is_kept = kept is not None and kept.exists()
+    if not (is_kept or config.space.bins == "measured" or needs_latency(budgets)):
+        return space, None
+    cost = _latency_cost(config, model, space, example, progress, kept=kept if is_kept else None, fresh=fresh)
+    if config.space.bins == "measured":
+        space = space.with_steps(cost)
+    return space, LatencyCost(space, cost.table)
+
+
+def _latency_cost(
     config: Config,
     model: nn.Module,
     space: ChannelSpace,
     example: Tensor,
-    progress: Progress | None = None,
+    progress: Progress | None,
     *,
-    fresh: bool = False,
+    kept: Path | None,
+    fresh: bool,
 ) -> LatencyCost:
-    """The cost for `latency_ms` that a configuration asks for: by its table, or by one measured here and kept."""
     latency = config.latency
-    if latency.table is not None:
-        return LatencyCost(space, LatencyTable.load(Path(latency.table)))
+    given = kept or (Path(latency.table) if latency.table is not None else None)
+    if given is not None:
+        return LatencyCost(space, LatencyTable.load(given))
     table = measure_latency_table(
         model,
         space,
@@ -130,9 +158,10 @@ def latency_facts(
     The net has uniform widths, at `ratio` or for `budget`; of a run, it is the one found for the budget. The table is
     written to `csv`.
     """
-    model, space, example = _traced(config, shape, from_data=from_data)
+    model, every, example = _traced(config, shape, from_data=from_data)
     model, example = model.to(config.device), example.to(config.device)
-    cost = latency_cost(config, model, space, example, progress, fresh=fresh)
+    space, cost = searched_space(config, model, every, example, budgets=[LATENCY_ASKED], progress=progress, fresh=fresh)
+    assert cost is not None, "a budget on latency was named"
     if csv is not None:
         cost.table.save(csv)
     name, widths = _asked_net(space, cost, run, ratio, budget)

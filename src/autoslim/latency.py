@@ -73,18 +73,19 @@ def measure_latency_table(
     runtime: str = "torch",
     threads: int | None = None,
     nets: int = 40,
-    repeats: int = 8,
+    repeats: int = 5,
     cache: Path | None = None,
     fresh: bool = False,
     progress: Progress | None = None,
 ) -> LatencyTable:
     """Measure every operator of a network over the widths it can have, on this machine; for `LatencyCost`.
 
-    Subnets are drawn from the space, the widest and the narrowest among them; in each, operators are timed where they
-    run, and their times add up to that of the whole net. Runtimes that do not tell the time of operators share the
-    whole out as eager torch does. The table is kept under `cache` (by default `$AUTOSLIM_CACHE`, else
-    `~/.cache/autoslim`) by machine, device, versions, threads and network, and is returned at once the next time unless
-    `fresh`; a measurement that was killed goes on. Raises `LatencyError` for a runtime that is not there.
+    `nets` subnets are drawn from the space, the widest and the narrowest among them; in each, operators are timed where
+    they run (medians of `repeats`), and their times add up to that of the whole net. Each net is measured twice, a
+    round over all of them apart, and the less disturbed of the two counts. Runtimes that do not tell the time of
+    operators share the whole out as eager torch does. The table is kept under `cache` (by default `$AUTOSLIM_CACHE`,
+    else `~/.cache/autoslim`) by machine, device, versions, threads and network, and is returned at once the next time
+    unless `fresh`; a measurement that was killed goes on. Raises `LatencyError` for a runtime that is not there.
     """
     kind, progress = find_runtime(runtime), progress or Progress()
     operators = latency_operators(space)
@@ -99,14 +100,17 @@ def measure_latency_table(
         return LatencyTable.load(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     drawn = list(_nets(space, nets))
-    records = read_records(log)[: len(drawn)]
+    records = read_records(log)[: 2 * len(drawn)]
     measure = _measure(model, space, example_input, runtime, count, operators, repeats)
-    with progress.bar("latency", len(drawn)) as advance:
-        for index in range(len(records), len(drawn)):
-            records.append(measure(drawn[index]))
-            append_record(log, records[-1])
-            advance(index + 1, f"net {index + 1} of {len(drawn)}, {records[-1]['ms']:.2f} ms")
-    table = LatencyTable(tuple(_rows(operators, drawn, records)), about)
+    with progress.bar("latency", 2 * len(drawn)) as advance:
+        for index, widths in enumerate([*drawn, *drawn]):
+            if index >= len(records):
+                records.append(measure(widths))
+                append_record(log, records[-1])
+                advance(index + 1, f"measurement {index + 1} of {2 * len(drawn)}, {records[-1]['ms']:.2f} ms")
+    rounds = zip(records[: len(drawn)], records[len(drawn) :], strict=True)
+    best = [min(both, key=lambda record: float(record["ms"])) for both in rounds]
+    table = LatencyTable(tuple(_rows(operators, drawn, best)), about)
     table.save(path)
     log.unlink(missing_ok=True)
     return table
@@ -138,10 +142,7 @@ def _measure(
         if runtime in ("onnxruntime", "openvino") and onnx is None:
             onnx = OnnxNets(model, space, _only_tensor(example_input))
         prepared = Prepared(runtime, net, example_input, threads, onnx.at(widths, net) if onnx else None)
-        parts, whole = [], []
-        for _ in range(2):  # in turn, so that a disturbance does not fall on one of them alone
-            whole += prepared.passes((repeats + 1) // 2)
-            parts += prepared.operators(operators, (repeats + 1) // 2)
+        whole, parts = prepared.passes(repeats), prepared.operators(operators, repeats)
         if not parts and runtime != "torch":
             parts = Prepared("torch", net, example_input, threads).operators(operators, repeats)
         if not parts:  # layers are not called by themselves: shared out by multiply-accumulates

@@ -21,11 +21,11 @@ from autoslim.data import Batches, ImageData, ImageSet, load_data
 from autoslim.errors import ConfigError, ExportError, RunError, TrainError
 from autoslim.export import export_onnx, has_onnx, load_subnet, load_tensors, save_subnet, save_tensors, verify_onnx
 from autoslim.files import append_record, keep_records, read_json, read_records, write_json, write_whole
-from autoslim.inspection import latency_cost, needs_latency
+from autoslim.inspection import searched_space
 from autoslim.judge import SCORES, Judge, evaluate
 from autoslim.latency import latencies, spread
 from autoslim.models import build_model
-from autoslim.path import costs_in, read_path
+from autoslim.path import read_path
 from autoslim.progress import Progress
 from autoslim.recipe import Recipe, RetrainRecipe
 from autoslim.report import has_plotly, render_report
@@ -37,7 +37,6 @@ from autoslim.space import ChannelSpace, SlimStep, Widths
 from autoslim.supernet import Supernet
 from autoslim.switchable import SwitchableNet
 from autoslim.systems import Net, build_net, net_at, training_step, widths_of_ratios
-from autoslim.tables import LatencyCost
 from autoslim.tracing import trace
 from autoslim.train import Step, Training, load_unshared, plain_step, switch_step, unshared
 
@@ -144,14 +143,15 @@ def prepare(run: Run, progress: Progress) -> Job:
     example = torch.zeros(1, *data.image_shape)
     every = trace(model, example, **config.space.wishes())
     _check_output(config, model, example, data)
-    space = every.with_choices(config.space.bins, config.space.divisor, config.space.min_ratio)
     if config.train.channels_last:
         model = model.to(memory_format=torch.channels_last)
     model = model.to(device)
     find_runtime(config.latency.runtime)
-    costs = costs_in(run, space)
-    if LATENCY not in costs and config.system == "autoslim" and needs_latency(config.slim.budgets):
-        costs[LATENCY] = latency_cost(config, model, space, example.to(device), progress)
+    wanted = config.slim.budgets if config.system == "autoslim" else ()
+    space, latency = searched_space(
+        config, model, every, example.to(device), budgets=wanted, progress=progress, kept=run.latency_table
+    )
+    costs = costs_of(space) | ({LATENCY: latency} if latency is not None else {})
     budgets = _budgets(config, space, costs)
     net = build_net(config, model, space)
     trained = run.supernet / "model.safetensors"
@@ -161,8 +161,7 @@ def prepare(run: Run, progress: Progress) -> Job:
     for recipe in (config.train, config.retrain):
         job.batches(data.train, recipe.batch_size, recipe)  # names an augmentation or a batch size that cannot be
     begin_run(run, space.to_json())
-    latency = costs.get(LATENCY)
-    if isinstance(latency, LatencyCost) and not run.latency_table.exists():
+    if latency is not None and not run.latency_table.exists():
         latency.table.save(run.latency_table)
     return job
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from itertools import chain
@@ -343,20 +343,47 @@ class ChannelSpace:
             if widths[name] not in group.choices:
                 raise SpaceError(f"group {name!r} cannot have width {widths[name]}; choices: {_short(group.choices)}")
 
-    def with_choices(self, bins: int = 12, divisor: int = 8, min_ratio: float = 1 / 6) -> ChannelSpace:
+    def with_choices(self, bins: int | str = 12, divisor: int = 8, min_ratio: float = 1 / 6) -> ChannelSpace:
         """Thin the choices out to about `bins` multiples of `divisor`, none below `min_ratio` of the size.
 
-        A bin is `max(divisor, divisor * round(size / bins / divisor))` channels, counted down from the size (the
-        published channel lists obey this). Where the model allows fewer widths (a grouped convolution), the nearest
-        allowed ones are taken.
+        A bin is `max(divisor, divisor * round(size / bins / divisor))` channels, counted down from the size. "size:32"
+        gives bins of so many channels (rounded to a multiple of `divisor`) whatever the size. "paper" is 12 bins of
+        multiples of 8, which the published channel lists obey. Hardware may like a `divisor` of 16 or 32 better. Where
+        the model allows fewer widths (a grouped convolution), the nearest allowed ones are taken.
         """
-        if bins < 1 or divisor < 1 or not 0 < min_ratio <= 1:
+        if bins == "paper":
+            bins, divisor = 12, 8
+        count, size = parse_bins(bins)
+        if divisor < 1 or not 0 < min_ratio <= 1:
             raise SpaceError(
-                f"bins and divisor must be at least 1 and min_ratio in (0, 1], got bins={bins}, divisor={divisor}, "
-                f"min_ratio={min_ratio}"
+                f"divisor must be at least 1 and min_ratio in (0, 1], got divisor={divisor}, min_ratio={min_ratio}"
             )
-        groups = {name: _binned(group, bins, divisor, min_ratio) for name, group in self.groups.items()}
+
+        def bin_size(full: int) -> int:
+            return max(divisor, divisor * round((full / count if size is None else size) / divisor))
+
+        groups = {name: _binned(group, bin_size(group.size), divisor, min_ratio) for name, group in self.groups.items()}
         return replace(self, groups=groups)
+
+    def with_steps(self, cost: Callable[[Widths], float], least: float = 0.5) -> ChannelSpace:
+        """Only the widths at which a measured `cost` (a `LatencyCost`, say) steps down, with all else at full width.
+
+        Counted down from the size, a width stays if it saves at least `least` of what so many channels of its group
+        save on average; the size and the smallest choice always do.
+        """
+        full = self.full()
+
+        def stepped(group: ChannelGroup) -> ChannelGroup:
+            costs = {choice: cost(full.replaced(group.name, choice)) for choice in group.choices}
+            narrowest, kept = group.choices[0], [group.size]
+            per_channel = (costs[group.size] - costs[narrowest]) / max(1, group.size - narrowest)
+            for choice in reversed(group.choices[1:-1]):
+                saved = costs[kept[-1]] - costs[choice]
+                if saved > 0 and saved >= least * per_channel * (kept[-1] - choice):
+                    kept.append(choice)
+            return replace(group, choices=tuple(sorted({*kept, narrowest})))
+
+        return replace(self, groups={name: stepped(group) for name, group in self.groups.items()})
 
     def restricted(self, lowest: Mapping[str, int]) -> ChannelSpace:
         """The space without the choices of some groups that lie below the widths given."""
@@ -494,8 +521,15 @@ def _short(choices: tuple[int, ...]) -> str:
     return f"{', '.join(map(str, choices[:4]))}, ..., {choices[-1]} ({len(choices)} in all)"
 
 
-def _binned(group: ChannelGroup, bins: int, divisor: int, min_ratio: float) -> ChannelGroup:
-    bin_size = max(divisor, divisor * round(group.size / bins / divisor))
+def parse_bins(bins: int | str) -> tuple[int, int | None]:
+    """How many bins a group is to have, and how many channels a bin, if that was asked for; `SpaceError` otherwise."""
+    kind, _, number = str(bins).rpartition(":")
+    if kind in ("", "size") and number.isdigit() and int(number) > 0:
+        return (int(number), None) if not kind else (1, int(number))
+    raise SpaceError(f"bins must be a number of at least 1, 'size:16', or 'paper', got {bins!r}")
+
+
+def _binned(group: ChannelGroup, bin_size: int, divisor: int, min_ratio: float) -> ChannelGroup:
     lowest = min_ratio * group.size
     allowed = [choice for choice in group.choices if choice >= lowest]
     multiples = [choice for choice in allowed if choice % divisor == 0 and choice < group.size]
