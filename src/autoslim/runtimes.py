@@ -35,7 +35,7 @@ class Runtime:
 
     def version(self) -> str:
         """Versions of what runs the network."""
-        names = ("torch", *(name for name in self.packages if name not in ("onnx", "onnxscript")))
+        names = ("torch", self.name) if self.name in self.packages else ("torch",)
         return ", ".join(f"{name} {metadata.version(name)}" for name in names)
 
 
@@ -45,7 +45,7 @@ RUNTIMES = {
         Runtime("torch"),
         Runtime("torch.compile"),
         Runtime("onnxruntime", ("onnx", "onnxscript", "onnxruntime"), "onnx"),
-        Runtime("openvino", ("onnx", "onnxscript", "openvino"), "openvino"),
+        Runtime("openvino", ("onnx", "onnxscript", "onnxruntime", "openvino"), "openvino"),
     )
 }
 
@@ -146,6 +146,7 @@ def _eager(prepared: Prepared) -> Callable[[], Any]:
 
 
 def _compiled(prepared: Prepared) -> Callable[[], Any]:
+    torch.compiler.reset()  # else torch gives up compiling after eight nets of the same class
     compiled = torch.compile(prepared.net)
     return lambda: compiled(*prepared.args, **prepared.kwargs)
 
