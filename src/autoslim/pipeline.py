@@ -608,6 +608,13 @@ def _need(path: Path, stage: str) -> Path:
     return path
 
 
+def _path_record(job: Job) -> list[dict[str, Any]]:
+    """Every step of the search with what its net costs."""
+    records = read_records(job.run.slim_log)
+    steps = read_path(job.run, job.space, job.costs["macs"])
+    return [record | job.figures(step.widths) for record, step in zip(records, steps, strict=True)]
+
+
 def _report_record(job: Job, results: Mapping[str, Any]) -> dict[str, Any]:
     run, config, data = job.run, job.config, job.data
     trainings: dict[str, list[dict[str, Any]]] = {}
@@ -653,7 +660,7 @@ def _report_record(job: Job, results: Mapping[str, Any]) -> dict[str, Any]:
         "slimmable_macs": slimmable_share(job.space),
         "groups": [asdict(group) for group in job.space.groups.values()],
         "subnets": subnets,
-        "path": [record | {"macs": int(record["cost"])} for record in read_records(run.slim_log)],
+        "path": _path_record(job),
         "score_name": _SCORE_NAMES[config.slim.score],
         "training": [{"stage": stage, "epochs": epochs} for stage, epochs in trainings.items()],
         "frozen": [asdict(note) for note in job.space.notes],

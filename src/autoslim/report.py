@@ -463,6 +463,8 @@ def _hover(name: str, net: Record, kind: str, full: Record) -> str:
         lines.append(f"{_count(net['params'])} parameters ({_share(net['params'], full['params'])})")
     if net.get("latency_ms") is not None:
         lines.append(f"{_milliseconds(net['latency_ms'])} latency")
+    if net.get("latency_predicted_ms") is not None:
+        lines.append(f"{_milliseconds(net['latency_predicted_ms'])} predicted")
     return "<br>".join(lines)
 
 
@@ -507,6 +509,10 @@ def _search_trace(record: Record, *, is_loss: bool) -> Figure:
         score = -step["score"] if is_loss else step.get("accuracy", step["score"])
         shown = f"{score:.4g}" if is_loss else f"{score:.1%}"
         text = f"<b>step {number}</b>, {_label(group)}{change}<br>{_count(step['macs'])} MACs<br>{shown} {word}"
+        if "params" in step:
+            text += f"<br>{_count(step['params'])} parameters"
+        if "latency_predicted_ms" in step:
+            text += f"<br>{_milliseconds(step['latency_predicted_ms'])} predicted latency"
         points.append((step["macs"], score, text))
     name = "Loss" if is_loss else "Search path (held-out images)"
     line = {"color": _SEARCH, "width": 2}
