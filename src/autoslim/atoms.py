@@ -39,6 +39,9 @@ class Atoms:
         self._count = 0
         self._pins: list[tuple[Labels, Reason]] = []
 
+    def __len__(self) -> int:
+        return self._count
+
     def fresh(self, count: int) -> Labels:
         """Labels of `count` new atoms."""
         first, self._count = self._count, self._count + count

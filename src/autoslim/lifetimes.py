@@ -1,12 +1,13 @@
-"""How long the tensors of a forward pass live: which operator made each, and the last that ran before it was let go."""
+"""A forward pass as it is: the operators that run, and how long each tensor lives that they make."""
 
 from __future__ import annotations
 
 import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -31,12 +32,16 @@ def is_silent(func: Any) -> bool:
 class Lifetimes(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own base
     """A forward pass in which is noted what lives how long. Views and results in place live as long as their memory.
 
-    Numbers of operators are those of a pass on labels, which runs the same ones. Only weak references are kept, so
-    tensors are let go of exactly when the user's code does.
+    `trail` has the operators and the parameters given to them, to compare passes by. Numbers of operators are those of
+    a pass on labels, which runs the same ones. Only weak references are kept, so tensors are let go of exactly when the
+    user's code does.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        named = (*model.named_parameters(), *model.named_buffers())
+        self._named = {id(tensor): (name, tensor) for name, tensor in named}  # held: an id may not come again
+        self.trail: list[tuple[str, ...]] = []
         self.operators: list[str] = []
         self.lives: list[Life] = []
         self._live: dict[int, Life | None] = {}  # by storage; None for what was there before
@@ -50,6 +55,7 @@ class Lifetimes(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
                 result = func.decompose(*args, **kwargs)
             if result is not NotImplemented:
                 return result
+        self._leave_trail(func, args)
         self.operators.append(func.overloadpacket.__name__)
         for leaf in tree_leaves((args, kwargs)):
             if isinstance(leaf, Tensor):
@@ -61,6 +67,12 @@ class Lifetimes(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
         for number, leaf in enumerate(leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)):
             self._meet(leaf, Life(now, number, now))
         return result
+
+    def _leave_trail(self, func: Any, args: Sequence[Any]) -> None:
+        tensors = [arg for arg in args if isinstance(arg, Tensor)]
+        if not tensors or tensors[0].ndim:  # counters of batches are no part of it
+            name = "batch_norm" if "batch_norm" in func.overloadpacket.__name__ else func.overloadpacket.__name__
+            self.trail.append((name, *(self._named[id(arg)][0] for arg in tensors if id(arg) in self._named)))
 
     def finish(self) -> None:
         """The pass is over: what is still alive lived through it."""

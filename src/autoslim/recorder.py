@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 import traceback
 from collections import Counter, deque
@@ -9,13 +10,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from autoslim.atoms import ANY, FIXED, Atoms, Labels
 from autoslim.sizes import AttributeSource, AxisSource, Call, Size, Source
@@ -51,6 +51,25 @@ class RawOperation:
     starts: bool  # the module was called just before, and nothing else in between
 
 
+_Known = TypeVar("_Known")
+
+
+class TensorTable(Generic[_Known]):
+    """What is known of tensors, kept on them: it goes when they go, and is found quickly."""
+
+    _serial = itertools.count()
+
+    def __init__(self) -> None:
+        self._key = f"_autoslim_{next(self._serial)}"
+
+    def get(self, tensor: Tensor) -> _Known | None:
+        """What is known of a tensor, or None."""
+        return tensor.__dict__.get(self._key)
+
+    def __setitem__(self, tensor: Tensor, known: _Known) -> None:
+        tensor.__dict__[self._key] = known
+
+
 @dataclass
 class Recorder:
     """Filled by the rules in `rules.py`. `presets`: labels of parameters and buffers that are final (the proof)."""
@@ -83,8 +102,8 @@ class Recorder:
     operator: str = ""  # the last one that was run, or is being run, and the module it is in
     path: str = ""
     results: deque[Any] = field(default_factory=lambda: deque(maxlen=8))  # of the last operators
-    _labels: WeakTensorKeyDictionary = field(default_factory=WeakTensorKeyDictionary)
-    _origins: WeakTensorKeyDictionary = field(default_factory=WeakTensorKeyDictionary)
+    _labels: TensorTable[list[Labels | None]] = field(default_factory=TensorTable)
+    _origins: TensorTable[str] = field(default_factory=TensorTable)
 
     def begin(self, model: nn.Module) -> None:
         """Know the parameters and buffers of a model that is run next."""
@@ -118,7 +137,7 @@ class Recorder:
         """Labels per axis; None: nothing to cut. Axes of a parameter are born when first asked for."""
         name = self.names.get(id(tensor))
         if name is None:
-            return self._labels[tensor] if tensor in self._labels else [None] * tensor.ndim
+            return self._labels.get(tensor) or [None] * tensor.ndim
         known = self.axes.get(name) or [None] * tensor.ndim
         return [
             self._born(name, tensor, axis) if size > 1 or known[axis] is not None else None
@@ -175,14 +194,11 @@ class Recorder:
 
     def _origin(self, tensor: Tensor) -> str:
         """The name of the parameter that a tensor is, or was computed from; else empty."""
-        name = self.names.get(id(tensor), "")
-        if not name and tensor in self._origins:
-            name = self._origins[tensor]
-        return name
+        return self.names.get(id(tensor)) or self._origins.get(tensor) or ""
 
     def is_weight(self, tensor: Tensor) -> bool:
         """Is the tensor a parameter, or computed from parameters alone?"""
-        return id(tensor) in self.names or tensor in self._origins
+        return id(tensor) in self.names or self._origins.get(tensor) is not None
 
     def _unborn(self, tensor: Tensor, axis: int) -> tuple[str, list[Labels | None]] | None:
         name = self.names.get(id(tensor))
@@ -270,7 +286,7 @@ class Recorder:
 
     def pin(self, tensor: Tensor, text: str, remedy: str = "") -> None:
         """Nothing of this tensor can ever be cut."""
-        if id(tensor) in self.names or tensor in self._labels:
+        if id(tensor) in self.names or self._labels.get(tensor) is not None:
             self.pin_axes(tensor, range(tensor.ndim), text, remedy)
 
     def passes_freely(self, *arguments: Any) -> bool:
@@ -290,9 +306,8 @@ class Recorder:
         """May the length of this axis follow the widths?"""
         if id(tensor) in self.names:
             return True
-        if tensor not in self._labels:
-            return False
-        labels = self._labels[tensor][axis]
+        known = self._labels.get(tensor)
+        labels = None if known is None else known[axis]
         return labels is not None and bool((labels >= 0).any())
 
     def follow(self, number: int | None, labels: Labels) -> bool:

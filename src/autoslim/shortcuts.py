@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 _UNARY = frozenset(
     (
@@ -78,18 +77,6 @@ def _fits(small: Tensor, large: Tensor) -> bool:
     """Does a tensor take the shape of another by broadcasting?"""
     pairs = zip(reversed(small.shape), reversed(large.shape), strict=False)
     return small.ndim <= large.ndim and all(a in (1, b) for a, b in pairs)
-
-
-class Shortcuts(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own base
-    """A forward pass on meta, quicker."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        result = shaped(func, args, kwargs)
-        return func(*args, **kwargs) if result is None else result
 
 
 class NoDetours(TorchFunctionMode):

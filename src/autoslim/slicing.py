@@ -160,7 +160,7 @@ def copy_module(model: nn.Module, convert: Callable[[str, Tensor], Tensor]) -> n
         return _copied(model, memo)
 
 
-_ATOMIC = (int, float, str, bool, type(None), torch.dtype, torch.device)
+_ATOMIC = frozenset((int, float, str, bool, type(None), torch.dtype, torch.device))
 
 
 def _copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
@@ -179,19 +179,22 @@ def _copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
     new = kind.__new__(kind)
     memo[id(module)] = new
     for name, value in vars(module).items():
-        if name != "_compiled_call_impl":
+        if type(value) in _ATOMIC:  # most of them: spare the call
+            new.__dict__[name] = value
+        elif name != "_compiled_call_impl":
             new.__dict__[name] = _copied_value(value, memo)
     return new
 
 
 def _copied_value(value: Any, memo: dict[int, Any]) -> Any:
-    if isinstance(value, _ATOMIC):
+    if type(value) in _ATOMIC:
         return value
     if isinstance(value, nn.Module):
         return _copied(value, memo)
     if type(value) in (dict, OrderedDict) and id(value) not in memo:
         memo[id(value)] = new = type(value)()
-        new.update((key, _copied_value(entry, memo)) for key, entry in value.items())
+        if value:
+            new.update((key, _copied_value(entry, memo)) for key, entry in value.items())
         return new
     return copy.deepcopy(value, memo)
 

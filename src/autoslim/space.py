@@ -183,7 +183,14 @@ class Axis:
         frozen = set(groups)
         if not self.groups & frozen:
             return self
-        return Axis(tuple(Span(None, span.size) if span.group in frozen else span for span in self.spans))
+        spans: list[Span] = []
+        for span in self.spans:
+            kept = span.group is None or span.group in frozen
+            if kept and spans and spans[-1].group is None:
+                spans[-1] = Span(None, spans[-1].size + span.size)
+            else:
+                spans.append(Span(None, span.size) if kept else span)
+        return Axis(tuple(spans))
 
     def to_list(self) -> list[Any]:
         """Spans as short lists for JSON; a plain number is a fixed span."""
@@ -397,33 +404,40 @@ class ChannelSpace:
         """The space without the groups in `names`; their layers are noted with the reason given for the group."""
         notes = list(self.notes)
         noted = {note.name for note in notes}
+        cache: dict[int, Axis] = {}  # many tensors have the same axis: once each
+
+        def without(axis: Axis) -> Axis:
+            if id(axis) not in cache:
+                cache[id(axis)] = axis.without(names)
+            return cache[id(axis)]
+
         operations = []
         for operation in self.operations:
             reasons = [names[g] for axis in operation.outputs for g in sorted(axis.groups) if g in names]
             if reasons and operation.name not in noted and operation.kind != "matmul":
                 noted.add(operation.name)
                 notes.append(Note.of(operation.name, reasons[0]))
-            outputs = tuple(axis.without(names) for axis in operation.outputs)
+            outputs = tuple(map(without, operation.outputs))
             operations.append(
                 replace(
                     operation,
-                    factors=tuple(axis.without(names) for axis in operation.factors),
+                    factors=tuple(map(without, operation.factors)),
                     outputs=outputs,
                     is_cuttable=operation.is_cuttable and any(axis.groups for axis in outputs),
                 )
             )
 
         def thawed(tensors: Mapping[str, tuple[Axis, ...]]) -> dict[str, tuple[Axis, ...]]:
-            return {key: tuple(axis.without(names) for axis in axes) for key, axes in tensors.items()}
+            return {key: tuple(map(without, axes)) for key, axes in tensors.items()}
 
-        attributes = (replace(a, axes=tuple(axis.without(names) for axis in a.axes)) for a in self.attributes)
+        attributes = (replace(a, axes=tuple(map(without, a.axes))) for a in self.attributes)
         return ChannelSpace(
             groups={name: group for name, group in self.groups.items() if name not in names},
             parameters=thawed(self.parameters),
             buffers=thawed(self.buffers),
             operations=tuple(operations),
             attributes=tuple(a for a in attributes if any(axis.groups for axis in a.axes)),
-            activations=tuple(replace(a, axes=tuple(axis.without(names) for axis in a.axes)) for a in self.activations),
+            activations=tuple(replace(a, axes=tuple(map(without, a.axes))) for a in self.activations),
             notes=tuple(notes),
             remarks=self.remarks,
             mixing=self.mixing,

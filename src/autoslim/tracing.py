@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import itertools
 import math
 import random
 import re
 import textwrap
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -24,6 +24,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
@@ -33,10 +35,21 @@ from autoslim.errors import TraceError, nearest
 from autoslim.lifetimes import Lifetimes, is_silent
 from autoslim.recorder import RawOperation, Recorder, Unsupported, line_of_the_user
 from autoslim.rules import Rule, find_rule, pass_freely
-from autoslim.shortcuts import NoDetours, NoUnrolling, Shortcuts, shaped
+from autoslim.shortcuts import NoDetours, NoUnrolling, shaped
 from autoslim.sizes import SizeMode, mark_attributes
 from autoslim.slicing import copy_module, extract
-from autoslim.space import Activation, Attribute, Axis, ChannelGroup, ChannelSpace, Note, Operation, Reason, Widths
+from autoslim.space import (
+    Activation,
+    Attribute,
+    Axis,
+    ChannelGroup,
+    ChannelSpace,
+    Note,
+    Operation,
+    Reason,
+    Span,
+    Widths,
+)
 
 ExampleInput = Tensor | tuple[Any, ...] | Mapping[str, Any]
 
@@ -81,9 +94,14 @@ def trace(
     with _quiet_torch():
         subject = _prepared(model, example_input)
         recorder = _capture_all(subject, wishes)
-        space = _assemble(recorder, model, wishes)
-        space = dataclasses.replace(space, activations=_activations(recorder, wishes, subject))
-        space = _proven(subject, space, recorder)
+        try:
+            space = _proven(subject, _assemble(recorder, model, wishes, subject), recorder)
+        except _Unstable:  # ties met late in the pass may tie more before: once more with what is known
+            _walk(subject, subject.passes[0], recorder)
+            try:
+                space = _proven(subject, _assemble(recorder, model, wishes, subject), recorder)
+            except _Unstable as error:
+                raise TraceError(f"{type(model).__name__} does something else at each forward pass: {error}") from None
     if not space.groups:
         told = [f"{note.name}: {note.reason}{f' at {note.line}' if note.line else ''}" for note in space.notes[:3]]
         reasons = "; ".join(told) or "it has no conv or linear layer"
@@ -179,6 +197,9 @@ class _Pass:
     def on(self, model: nn.Module, *modes: AbstractContextManager[Any] | None) -> Any:
         """The output of a model, under some modes. Random numbers are the same each time, so that its path is."""
         model.train(self.training)
+        for module in model.modules():
+            if isinstance(module, _DropoutNd):
+                module.eval()  # it treats channels one by one either way
         random.seed(0)
         np.random.seed(0)
         torch.default_generator.manual_seed(0)  # that of the CPU alone
@@ -199,21 +220,24 @@ class _Subject:
     kwargs: dict[str, Any]
     fake: FakeTensorMode | None = None
     remarks: tuple[str, ...] = ()
+    trail: Sequence[tuple[str, ...]] = ()  # of operators, in evaluation mode
     lifetimes: Lifetimes | None = None  # of a pass in evaluation mode
 
     @cached_property
     def passes(self) -> list[_Pass]:
-        """The forward passes to trace: in evaluation mode, and in training mode if the model runs there.
+        """The forward passes to trace: in evaluation mode, and in training mode if other operators are run there.
 
-        There a single example may be too few (batch statistics of one value), so twice the batch is tried next.
+        For that a single example may be too few (batch statistics of one value), so twice the batch is tried next.
         """
         found = [_Pass(False, self.args, self.kwargs, self.fake)]
         twice = tree_map(_doubled, (self.args, self.kwargs))
         for args, kwargs in ((self.args, self.kwargs), twice):
             run = _Pass(True, args, kwargs, self.fake)
             with suppress(Exception):
-                run.on(self.fresh(), Shortcuts())
-                return [*found, run]
+                model = self.fresh()
+                lifetimes = Lifetimes(model)
+                run.on(model, lifetimes)
+                return found if lifetimes.trail == self.trail else [*found, run]
         return found
 
     def fresh(self) -> nn.Module:
@@ -303,10 +327,21 @@ def run_labelled(run: _Pass, model: nn.Module, recorder: Recorder) -> None:
     if not recorder.atoms.is_settled:
         mark_attributes(model)
         sizes = SizeMode(recorder.call, recorder)
-    handles = []
-    for name, module in model.named_modules():
-        handles.append(module.register_forward_pre_hook(_pusher(recorder, name)))
-        handles.append(module.register_forward_hook(lambda *_: recorder.modules.pop() and None, always_call=True))
+    names = {id(module): name for name, module in model.named_modules()}
+
+    def push(module: nn.Module, args: Any) -> None:
+        if id(module) in names:
+            recorder.entered = names[id(module)]
+            recorder.modules.append((recorder.entered, module))
+
+    def pop(module: nn.Module, args: Any, result: Any) -> None:
+        if id(module) in names:
+            recorder.modules.pop()
+
+    handles = [  # for all modules at once: thousands of hooks take their time
+        register_module_forward_pre_hook(push),
+        register_module_forward_hook(pop, always_call=True),
+    ]
     recorder.modules.clear()
     recorder.begin(model)
     try:
@@ -318,35 +353,36 @@ def run_labelled(run: _Pass, model: nn.Module, recorder: Recorder) -> None:
             handle.remove()
 
 
-def _pusher(recorder: Recorder, name: str) -> Callable[[nn.Module, Any], None]:
-    def push(module: nn.Module, args: Any) -> None:
-        recorder.modules.append((name, module))
-        recorder.entered = name
-
-    return push
-
-
 def _capture(subject: _Subject, wishes: _Wishes, keep_groups: Iterable[str], renumbers: bool) -> Recorder:
-    """Labels after a pass in evaluation mode and, if the model runs there, one in training mode."""
+    """Labels after a pass in evaluation mode and, if other operators are run there, one in training mode."""
     recorder = Recorder(Atoms(), grouped=dict.fromkeys(keep_groups, True), renumbers=renumbers, is_free=wishes.is_free)
-    for run in subject.passes:
-        model = subject.fresh()
-        counted, evaluated, made = list(recorder.operations), list(recorder.trail), recorder.outputs
+    evaluation, *training = subject.passes
+    _walk(subject, evaluation, recorder)
+    for run in training:
+        evaluated = list(recorder.trail)
         recorder.trail.clear()
-        recorder.outputs = []
-        run_labelled(run, model, recorder)
-        if run.training:  # costs are those of evaluation
-            recorder.outputs = made
-            recorder.trains_alike = recorder.trail == evaluated
-            recorder.operations, extra = counted, recorder.operations[len(counted) :]
-            seen = {operation.weight for operation in counted}
-            recorder.operations += [
-                dataclasses.replace(operation, scale=0, output_scale=0)
-                for operation in extra
-                if operation.weight not in seen
-            ]
+        _walk(subject, run, recorder)
+        recorder.trains_alike = recorder.trail == evaluated
+    if not training and (recorder.grouped or recorder.could_renumber):
+        _walk(subject, evaluation, recorder)  # ties met late may tie more where channels were split before
     wishes.tie_layers(recorder)
     return recorder
+
+
+def _walk(subject: _Subject, run: _Pass, recorder: Recorder) -> None:
+    """One pass of a model on labels. Costs are those of the first."""
+    counted, outputs = list(recorder.operations), recorder.outputs
+    recorder.outputs = []
+    run_labelled(run, subject.fresh(), recorder)
+    recorder.outputs = outputs or recorder.outputs
+    if counted:
+        recorder.operations, extra = counted, recorder.operations[len(counted) :]
+        seen = {operation.weight for operation in counted}
+        recorder.operations += [
+            dataclasses.replace(operation, scale=0, output_scale=0)
+            for operation in extra
+            if operation.weight not in seen
+        ]
 
 
 def _capture_all(subject: _Subject, wishes: _Wishes) -> Recorder:
@@ -413,30 +449,29 @@ def _prepared(model: nn.Module, example_input: ExampleInput) -> _Subject:
             subject = _converted(model, args, kwargs, convert, mode)
         except Exception as error:
             raise TraceError(f"{name} cannot be copied: {_first_line(error)}") from error
-        run = _Pass(False, subject.args, subject.kwargs, mode)
+        trial = subject.fresh()
+        lifetimes = Lifetimes(trial)
         try:
-            lifetimes, draws = _tried(run, subject.fresh())
+            _Pass(False, subject.args, subject.kwargs, mode).on(trial, lifetimes)
         except Exception as error:
             failures.append(error)
             continue
         remarks = [f"{name} does not run on the meta device ({_first_line(failures[0])}): {how}"] if failures else []
-        if draws:
+        if _has_drawn_random_numbers():
             remarks.append(f"{name} draws random numbers in its forward pass: traced along one path that it takes")
-        return dataclasses.replace(subject, remarks=tuple(remarks), lifetimes=lifetimes)
+        lifetimes.finish()
+        return dataclasses.replace(subject, remarks=tuple(remarks), trail=lifetimes.trail, lifetimes=lifetimes)
     raise TraceError(
         f"{name} does not run on the example input of shape {shapes or 'none'}: {_first_line(failures[-1])}"
     ) from failures[-1]
 
 
-def _tried(run: _Pass, model: nn.Module) -> tuple[Lifetimes, bool]:
-    """Run the model: what lives how long, and does it draw numbers in Python or NumPy, on which its path may depend?"""
-    lifetimes = Lifetimes()
-    run.on(model, lifetimes)
-    lifetimes.finish()
+def _has_drawn_random_numbers() -> bool:
+    """Did the last pass draw numbers in Python or NumPy, so that the model's path may depend on them?"""
     after = random.getstate(), str(np.random.get_state())
     random.seed(0)
     np.random.seed(0)
-    return lifetimes, after != (random.getstate(), str(np.random.get_state()))
+    return after != (random.getstate(), str(np.random.get_state()))
 
 
 def _converted(
@@ -496,8 +531,10 @@ class _Classes:
                     self.reasons.setdefault(root, Reason("fixed by the user", remedy="take it out of `fixed`"))
         self._counted = recorder.counted
         self.groups: dict[str, ChannelGroup] = {}
-        self.places: dict[int, tuple[str, int]] = {}
+        self._places: dict[int, tuple[str, int]] = {}
         self._axes: dict[bytes, Axis] = {}
+        self._is_pinned = np.zeros(len(recorder.atoms), dtype=bool)
+        self._is_pinned[list(self.reasons)] = True
         self._number(producers)
 
     def roots(self, labels: Labels | None) -> list[int]:
@@ -510,47 +547,72 @@ class _Classes:
             return Axis.fixed(size)
         key = self._find(labels).tobytes()  # the same channels are met again and again
         if key not in self._axes:
-            self._axes[key] = Axis.from_ranks(self.places.get(root) for root in self.roots(labels))
+            roots = self.roots(labels)
+            first = self._places.get(roots[0]) if roots else None
+            if first is not None and all(
+                self._places.get(root) == (first[0], rank) for rank, root in enumerate(roots, start=first[1])
+            ):
+                self._axes[key] = Axis((Span(first[0], len(roots), first[1]),))  # nearly all are like that
+            else:
+                self._axes[key] = Axis.from_ranks(map(self._places.get, roots))
         return self._axes[key]
 
-    def _is_free(self, root: int) -> bool:
-        return root >= 0 and root not in self.reasons
+    def _free(self, labels: Labels | None) -> Labels:
+        """The classes of those positions that can be cut."""
+        roots = self._find(np.array([], dtype=np.int64) if labels is None else labels)
+        roots = roots[roots >= 0]
+        return roots[~self._is_pinned[roots]]
 
     def _number(self, producers: Sequence[RawOperation]) -> None:
         """A group: the classes that the same layers produce and the same numbers count, so that none hinders another.
 
         Ranks follow the first producer's channels; a class of several channels spans several ranks.
         """
-        counts = [Counter(root for root in self.roots(op.produced) if self._is_free(root)) for op in producers]
-        makers: dict[int, list[int]] = {}
-        for index, found in enumerate(counts):
-            for root in found:
-                makers.setdefault(root, []).append(index)
-        counters: dict[int, list[int]] = {}
-        for index, labels in enumerate(self._counted):
-            for root in dict.fromkeys(self.roots(labels)):
-                counters.setdefault(root, []).append(index)
-        members: dict[tuple[tuple[int, ...], tuple[int, ...]], dict[int, int]] = {}
-        for root, indices in makers.items():
-            key = tuple(indices), tuple(counters.get(root, ()))
-            members.setdefault(key, {})[root] = counts[indices[0]][root]
-        for (makers_of, _), sizes in members.items():
-            if len(sizes) == 1:
-                self.reasons.setdefault(next(iter(sizes)), Reason("all of its channels are tied to each other"))
+        kinds = np.zeros(len(self._is_pinned), dtype=np.int64)  # classes of one kind have the same makers and counters
+        sizes, makers = np.zeros_like(kinds), np.full_like(kinds, -1)  # as the first of their makers has them
+        serial = itertools.count(1)
+        met: list[Labels] = []  # classes in the order of their makers
+        for index, operation in enumerate(producers):
+            roots, counts = _distinct(self._free(operation.produced))
+            new = makers[roots] < 0
+            sizes[roots[new]], makers[roots[new]] = counts[new], index
+            met.append(roots[new])
+            _split_kinds(kinds, roots, serial)
+        for labels in self._counted:
+            _split_kinds(kinds, _distinct(self._free(labels))[0], serial)
+        found = np.concatenate([*met, np.array([], dtype=np.int64)])
+        by_kind = found[np.argsort(kinds[found], kind="stable")]
+        members = np.split(by_kind, np.flatnonzero(np.diff(kinds[by_kind])) + 1) if len(found) else []
+        place = np.zeros_like(kinds)
+        place[found] = np.arange(len(found))
+        for roots in sorted(members, key=lambda roots: int(place[roots[0]])):
+            if len(roots) == 1:
+                self.reasons.setdefault(int(roots[0]), Reason("all of its channels are tied to each other"))
                 continue
-            first = name = producers[makers_of[0]].name
+            first = name = producers[makers[roots[0]]].name
             copies = 2
             while name in self.groups:
                 name, copies = f"{first}#{copies}", copies + 1
-            choices, rank = [], 0
-            for root, count in sizes.items():
-                self.places[root] = (name, rank)
-                rank += count
-                choices.append(rank)
-            self.groups[name] = ChannelGroup(name, rank, tuple(choices))
+            choices = np.cumsum(sizes[roots]).tolist()
+            ranks = [0, *choices[:-1]]
+            self._places.update((root, (name, rank)) for root, rank in zip(roots.tolist(), ranks, strict=True))
+            self.groups[name] = ChannelGroup(name, choices[-1], tuple(choices))
 
 
-def _assemble(recorder: Recorder, model: nn.Module, wishes: _Wishes) -> ChannelSpace:
+def _distinct(roots: Labels) -> tuple[Labels, Labels]:
+    """Distinct classes in the order met, and how often each is."""
+    found, first, counts = np.unique(roots, return_index=True, return_counts=True)
+    order = np.argsort(first)
+    return found[order], counts[order]
+
+
+def _split_kinds(kinds: Labels, roots: Labels, serial: Iterator[int]) -> None:
+    """Tell those classes of each kind that are among `roots` from those that are not."""
+    found, inverse = np.unique(kinds[roots], return_inverse=True)
+    kinds[roots] = np.array([next(serial) for _ in found], dtype=np.int64)[inverse] if len(found) else 0
+
+
+def _assemble(recorder: Recorder, model: nn.Module, wishes: _Wishes, subject: _Subject) -> ChannelSpace:
     classes = _Classes(recorder, wishes.is_fixed)
     tensors = {
         kind: {
@@ -604,6 +666,7 @@ def _assemble(recorder: Recorder, model: nn.Module, wishes: _Wishes) -> ChannelS
         buffers=tensors["buffers"],
         operations=tuple(op for op in operations if op.scale),
         attributes=tuple(attributes),
+        activations=_activations(recorder, classes, subject),
         notes=tuple(Note.of(name, reason) for name, reason in notes.items()),
         mixing=tuple(recorder.mixing),
     )
@@ -622,12 +685,11 @@ def _following(recorder: Recorder) -> dict[int, str]:
     return {key: " ".join(name for name, _ in run if not _FREE.fullmatch(name)) for key, run in runs.items()}
 
 
-def _activations(recorder: Recorder, wishes: _Wishes, subject: _Subject) -> tuple[Activation, ...]:
+def _activations(recorder: Recorder, classes: _Classes, subject: _Subject) -> tuple[Activation, ...]:
     """What lives how long in a forward pass; nothing if the passes with and without labels did not run the same."""
     found = subject.lifetimes
     if found is None or found.operators != [operator for operator, _ in recorder.outputs]:
         return ()
-    classes = _Classes(recorder, wishes.is_fixed)
     last = len(found.operators) - 1
     inputs = [leaf for leaf in tree_leaves((subject.args, subject.kwargs)) if isinstance(leaf, Tensor)]
     activations = [Activation(leaf.numel(), (), 0, last) for leaf in inputs]
@@ -685,6 +747,10 @@ class _Failure:
     line: str = ""
 
 
+class _Unstable(Exception):
+    """Even with nothing cut a pass does not line up with the labels."""
+
+
 def _proven(subject: _Subject, space: ChannelSpace, found: Recorder) -> ChannelSpace:
     """Freeze, with the reason, each group whose cut does not run or does not line up."""
 
@@ -707,9 +773,7 @@ def _proven(subject: _Subject, space: ChannelSpace, found: Recorder) -> ChannelS
             unstable = None if is_stable else failure(space.full())
             is_stable = not unstable
             if unstable and not (found.passed and unstable.groups):
-                raise TraceError(
-                    f"{type(subject.model).__name__} does something else at each forward pass: {unstable.text}"
-                )
+                raise _Unstable(unstable.text)
             if unstable:  # what the user said of an operator is not so
                 space = space.frozen(dict.fromkeys(unstable.groups, Reason(unstable.text)))
                 continue
@@ -789,22 +853,19 @@ def _guilty(
 
 def _failure(subject: _Subject, space: ChannelSpace, widths: Widths, found: Recorder) -> _Failure | None:
     """Why the cut net does not run, or does not line up with its labels; None if all is well."""
-    numbers, total = {}, 0
-    for name, group in space.groups.items():
-        numbers[name] = total
-        total += group.size
-
-    def group_of(number: int) -> str:
-        return max((n for n in numbers if numbers[n] <= number), key=lambda n: numbers[n])
+    names = list(space.groups)
+    firsts = np.cumsum([0, *(group.size for group in space.groups.values())])  # the number of a group's first channel
+    numbers = dict(zip(names, firsts.tolist(), strict=False))
 
     def describe(number: int) -> str:
         if number < 0:
             return "a channel that stays"
-        name = group_of(number)
+        (name,) = groups_of(np.array([number]))
         return f"channel {number - numbers[name]} of {name!r}"
 
-    def groups_of(labels: Labels) -> Iterable[str]:
-        return dict.fromkeys(group_of(label) for label in labels.tolist() if label >= 0)
+    def groups_of(labels: Labels) -> list[str]:
+        found, met = np.unique(np.searchsorted(firsts, labels[labels >= 0], "right") - 1, return_index=True)
+        return [names[index] for index in found[np.argsort(met)]]  # in the order met
 
     def suspects(recorder: Recorder) -> tuple[str, ...]:
         """Groups that numbers kept in and around the module where it failed follow; then those met last."""
@@ -816,9 +877,11 @@ def _failure(subject: _Subject, space: ChannelSpace, widths: Widths, found: Reco
             path = path.rpartition(".")[0]
         return (*found, *groups_of(recorder.seen_last()))
 
+    tensors = {**space.parameters, **space.buffers}
+    distinct = {id(axis): axis for axes in tensors.values() for axis in axes}  # many tensors have the same
+    settled = {key: _settled(axis, widths, numbers) for key, axis in distinct.items()}
     presets: dict[str, list[Labels | None]] = {
-        name: [_settled(axis, widths, numbers) for axis in axes]
-        for name, axes in (*space.parameters.items(), *space.buffers.items())
+        name: [settled[id(axis)] for axis in axes] for name, axes in tensors.items()
     }
     for run in subject.passes:
         if run.training and found.trains_alike:
@@ -847,14 +910,14 @@ def _failure(subject: _Subject, space: ChannelSpace, widths: Widths, found: Reco
 
 def _settled(axis: Axis, widths: Mapping[str, int], numbers: Mapping[str, int]) -> Labels:
     """Final labels of the kept positions of an axis."""
-    labels = []
+    labels = [np.array([], dtype=np.int64)]
     for span in axis.spans:
         if span.group is None:
-            labels += [FIXED] * span.size
+            labels.append(np.full(span.size, FIXED))
         else:
-            first = numbers[span.group] + span.start
-            labels += [first + (i // span.repeat) * span.step for i in range(span.kept(widths))]
-    return np.array(labels, dtype=np.int64)
+            ranks = span.start + np.arange(span.kept(widths)) // span.repeat * span.step
+            labels.append(numbers[span.group] + ranks)
+    return np.concatenate(labels)
 
 
 # --- odds and ends -----------------------------------------------------------------------------------------------
