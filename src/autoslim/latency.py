@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 from autoslim.errors import LatencyError
 from autoslim.files import append_record, read_records
 from autoslim.progress import Progress
-from autoslim.runtimes import OnnxNets, Prepared, Runtime, find_runtime, torch_threads
+from autoslim.runtimes import ON_CPU, OnnxNets, Prepared, Runtime, find_runtime, on_cpu, torch_threads
 from autoslim.slicing import extract
 from autoslim.space import ChannelGroup, ChannelSpace, Widths
 from autoslim.tables import LatencyOperator, LatencyRow, LatencyTable, latency_operators
@@ -139,12 +139,14 @@ def _measure(
     def measure(widths: Widths) -> dict[str, Any]:
         nonlocal onnx
         net = extract(model, space, widths).eval()
-        if runtime in ("onnxruntime", "openvino") and onnx is None:
-            onnx = OnnxNets(model, space, _only_tensor(example_input))
+        if runtime in ON_CPU:
+            net = on_cpu(net)
+            onnx = onnx or OnnxNets(on_cpu(model), space, on_cpu(_only_tensor(example_input)))
         prepared = Prepared(runtime, net, example_input, threads, onnx.at(widths, net) if onnx else None)
         whole, parts = prepared.passes(repeats), prepared.operators(operators, repeats)
         if not parts and runtime != "torch":
-            parts = Prepared("torch", net, example_input, threads).operators(operators, repeats)
+            given = on_cpu(example_input) if runtime in ON_CPU else example_input
+            parts = Prepared("torch", net, given, threads).operators(operators, repeats)
         if not parts:  # layers are not called by themselves: shared out by multiply-accumulates
             parts = [[float(_macs(operator, widths)) for operator in operators]]
         return _record(widths, parts, whole)
@@ -219,7 +221,7 @@ def _about(runtime: Runtime, threads: int, model: nn.Module, example_input: Any)
         "versions": runtime.version(),
         "threads": str(threads),
         "machine": f"{platform.node()}, {processor()}",
-        "device": torch.cuda.get_device_name(first.device) if first.is_cuda else "cpu",
+        "device": torch.cuda.get_device_name(first.device) if first.is_cuda and runtime.name not in ON_CPU else "cpu",
         "input": f"{' '.join(shapes)} {first.dtype}{' channels_last' if layout and strided else ''}",
     }
 

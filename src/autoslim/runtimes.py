@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from autoslim.errors import LatencyError, nearest
 from autoslim.export import export_onnx
-from autoslim.slicing import extract
+from autoslim.slicing import copy_module, extract
 from autoslim.space import Axis, ChannelSpace, Widths
 from autoslim.tables import LatencyOperator
 from autoslim.tracing import split_input
@@ -50,6 +50,17 @@ RUNTIMES = {
 }
 
 
+ON_CPU = ("onnxruntime", "openvino")  # whatever device the network is on
+
+
+def on_cpu(thing: Any) -> Any:
+    """A network, tensor or tuple of tensors on the CPU; the network itself is left where it is."""
+    if isinstance(thing, nn.Module):
+        is_there = all(tensor.device.type == "cpu" for tensor in (*thing.parameters(), *thing.buffers()))
+        return thing if is_there else copy_module(thing, lambda name, tensor: tensor.cpu())
+    return tree_map(lambda leaf: leaf.cpu() if isinstance(leaf, Tensor) else leaf, thing)
+
+
 def find_runtime(name: str) -> Runtime:
     """The runtime of a name; `LatencyError` if there is none, or naming the extra if it is not installed."""
     if name not in RUNTIMES:
@@ -78,14 +89,16 @@ class Prepared:
     def __init__(
         self, runtime: str, net: nn.Module, example_input: Any, threads: int, onnx: bytes | None = None
     ) -> None:
+        if runtime in ON_CPU:
+            net, example_input = on_cpu(net), on_cpu(example_input)
         self.runtime, self.net, self.threads = runtime, net, threads
         self.args, self.kwargs = split_input(example_input)
         tensors = [leaf for leaf in tree_leaves((self.args, self.kwargs)) if isinstance(leaf, Tensor)]
         self.on_cuda = any(tensor.is_cuda for tensor in (*net.parameters(), *tensors))
         net.eval()
-        if runtime in ("onnxruntime", "openvino"):
-            if self.on_cuda or len(tensors) != 1 or self.kwargs:
-                raise LatencyError(f"{runtime} is measured on the CPU, for networks of one tensor")
+        if runtime in ON_CPU:
+            if len(tensors) != 1 or self.kwargs:
+                raise LatencyError(f"{runtime} is measured for networks of one tensor")
             self.onnx = onnx or onnx_bytes(net, tensors[0])
             self.feed = tensors[0].numpy()
         self._run = _RUNS[runtime](self)
