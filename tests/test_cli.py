@@ -9,8 +9,12 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
+from autoslim import trace
 from autoslim.cli import main
+from autoslim.models import build_model
+from test_latency import invented
 
 NET = f"{Path(__file__).parent / 'small_net.py'}:net"
 
@@ -22,7 +26,7 @@ def test_help_is_there_at_once_and_needs_no_torch() -> None:
         started = time.perf_counter()
         done = subprocess.run([str(script), "--help"], capture_output=True, text=True, check=True)
         times.append(time.perf_counter() - started)
-    for command in ("run", "inspect", "train", "slim", "retrain", "export", "report"):
+    for command in ("run", "inspect", "latency", "train", "slim", "retrain", "export", "report"):
         assert f"  {command} " in done.stdout
     assert sorted(times)[2] < 0.3
     code = "import sys; from autoslim.cli import main; main(['--help']); sys.exit('torch' in sys.modules)"
@@ -85,6 +89,9 @@ def test_inspect_reads_a_configuration(capsys: pytest.CaptureFixture[str], in_tm
         (["inspect", NET, "--input", "abc"], "write it as 1,3,224,224"),
         (["inspect", NET, "--input", "1,1,16,16", "--set", "space.fixed=[sten]"], "did you mean 'stem'"),
         (["slim", "."], "is no run directory"),
+        (["latency", NET, "--runtime", "tensorflow"], "latency.runtime"),
+        (["latency", NET, "--table", "nowhere.csv", "--input", "1,1,16,16"], "nowhere.csv cannot be read"),
+        (["latency", NET, "--width", "0", "--input", "1,1,16,16", "--set", "latency.nets=4"], "--width"),
     ],
 )
 def test_mistakes_get_one_line_and_exit_code_2(
@@ -99,3 +106,38 @@ def test_mistakes_get_one_line_and_exit_code_2(
     assert captured.err.count("\n") == 1
     assert expected in captured.err
     assert captured.out == ""
+
+
+def test_latency_shows_the_hot_layers_and_writes_a_table_that_it_reads_again(
+    capsys: pytest.CaptureFixture[str], in_tmp: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AUTOSLIM_CACHE", str(in_tmp / "cache"))
+    options = ["--input", "1,1,16,16", "--set", "space.divisor=4", "--set", "latency.nets=4", "--threads", "1"]
+    assert main(["latency", NET, *options, "--json", "--csv", "table.csv"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["runtime"], facts["threads"], facts["net"]) == ("torch", 1, "full net")
+    assert facts["predicted_ms"] > 0
+    assert facts["measured_ms"] > 0
+    assert facts["predicted_ms"] == pytest.approx(sum(fact["ms"] for fact in facts["operators"]))
+    assert sum(fact["share"] for fact in facts["operators"]) == pytest.approx(1.0)
+    assert {fact["layer"] for fact in facts["operators"]} >= {"stem.0", "blocks.0.0", "head"}
+    assert main(["latency", NET, *options, "--width", "0.5", "--table", "table.csv", "--top", "2"]) == 0
+    shown = capsys.readouterr().out
+    for text in ("widths x0.5", "torch, 1 thread", "others", "predicted", "end to end"):
+        assert text in shown
+    assert main(["latency", NET, *options, "--budget", "macs<=80%", "--json"]) == 0
+    assert "near macs<=80%" in json.loads(capsys.readouterr().out)["net"]
+    space = trace(build_model(NET), torch.zeros(1, 1, 16, 16)).with_choices(12, 4)
+    invented(space, 30).save(in_tmp / "phone.csv")
+    budgets = ["--budget", "latency_ms<=80%", "--budget", "macs<=50%, latency_ms<=90%"]
+    assert main(["inspect", NET, *options[:4], "--set", "latency.table=phone.csv", *budgets]) == 0
+    assert capsys.readouterr().out.count("can be reached") == 2
+    (in_tmp / "table.csv").write_text("operator,widths,ms\nconv,8 8,0.1\n")
+    assert main(["latency", NET, *options, "--table", "table.csv"]) == 2
+    assert "has no operator" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["latency", "slim"])
+def test_the_help_of_a_command_needs_no_torch(command: str) -> None:
+    code = f"import sys; from autoslim.cli import main; main(['{command}', '--help']); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0

@@ -16,12 +16,12 @@ SOURCE = Path(autoslim.__file__).parent
 LAYERS = [
     ["_version", "errors", "progress", "files"],
     ["space", "recipe", "published"],
-    ["cost", "slim", "report"],
+    ["cost", "tables", "slim", "report"],
     ["atoms", "sizes", "slicing"],
-    ["shortcuts", "recorder", "rules", "tracing"],
-    ["losses", "supernet", "switchable", "calibrate", "reuse", "judge", "latency"],
-    ["importing", "zoo", "models", "data", "train", "export"],
-    ["config", "run", "terminal"],
+    ["shortcuts", "recorder", "rules", "lifetimes", "tracing"],
+    ["losses", "supernet", "switchable", "calibrate", "reuse", "judge"],
+    ["importing", "zoo", "models", "data", "train", "export", "runtimes", "latency"],
+    ["config", "run", "path", "terminal"],
     ["inspection", "systems", "pipeline", "cli"],
 ]
 WITHOUT_TORCH = [*LAYERS[0], *LAYERS[1], *LAYERS[2], *LAYERS[7], "importing", "cli"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 import os
 import signal
 import subprocess
@@ -17,9 +19,11 @@ import torch
 import yaml
 
 import autoslim
-from autoslim import pipeline, slim
+from autoslim import LatencyTable, pipeline, slim
 from autoslim.cli import main
+from autoslim.models import build_model
 from autoslim.space import ChannelSpace, Widths
+from test_latency import invented
 
 NET = f"{Path(__file__).parent / 'small_net.py'}:net"
 
@@ -54,7 +58,10 @@ def artefacts(root: Path) -> dict[str, Any]:
     for path in sorted(root.rglob("widths.json")):
         found[str(path.relative_to(root))] = path.read_bytes()
     for path in sorted(root.rglob("metrics.json")):
-        found[str(path.relative_to(root))] = json.loads(path.read_text()) | {"latency_ms": None}
+        found[str(path.relative_to(root))] = json.loads(path.read_text()) | {
+            "latency_ms": None,
+            "latency_spread_ms": None,
+        }
     log = [json.loads(line) | {"seconds": None} for line in (root / "train.jsonl").read_text().splitlines()]
     found["train"] = log
     for path in sorted(root.rglob("model.safetensors")):
@@ -345,6 +352,122 @@ def test_a_finished_run_returns_at_once_with_the_same_results(config: Path, in_t
     assert (root / "supernet/model.safetensors").stat().st_mtime_ns == stamp
 
 
+def test_any_budget_on_the_path_is_taken_without_another_search(
+    config: Path, in_tmp: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run("run", config) == 0
+    root = in_tmp / "runs" / "small"
+    before, path = artefacts(root), (root / "slim.jsonl").read_bytes()
+    capsys.readouterr()
+    with monkeypatch.context() as patched:  # nothing is loaded, traced or judged
+        patched.setattr(pipeline, "prepare", None)
+        assert run("slim", root, "--budget", "70%", "--budget", "macs<=60%, params<=80%", "--json") == 0
+        taken = json.loads(capsys.readouterr().out)
+        assert run("slim", root, "--budget", "70%") == 0  # once more
+        assert "70%" in capsys.readouterr().out
+        assert "the smallest net of this space" in fails(capsys, "slim", root, "--budget", "1%")
+        assert "no metric 'latency'" in fails(capsys, "slim", root, "--budget", "latency=3")
+        assert "limits 'macs' twice" in fails(capsys, "slim", root, "--budget", "macs<=3M, macs<=50%")
+    space = ChannelSpace.from_json((root / "space.json").read_text())
+    macs, params = autoslim.MacCost(space), autoslim.ParamCost(space)
+    steps = [json.loads(line) for line in path.splitlines()]
+    for metrics, directory in zip(taken, ("70%", "macs-60%-params-80%"), strict=True):
+        widths = Widths.from_json((root / "subnets" / directory / "widths.json").read_text())
+        assert metrics == json.loads((root / "subnets" / directory / "metrics.json").read_text())
+        assert (metrics["macs"], metrics["params"]) == (macs(widths), params(widths))
+        assert metrics["accuracy"]["held_out"] == steps[metrics["steps"] - 1]["accuracy"]
+    assert taken[0]["macs"] <= 0.7 * macs(space.full()) < steps[taken[0]["steps"] - 2]["cost"]
+    assert taken[1]["params"] <= 0.8 * params(space.full())
+    # it is one of the run's budgets now: the stages go on with it, and change nothing of the others
+    for stage in ("slim", "retrain", "report"):
+        assert run(stage, root) == 0
+    assert (root / "slim.jsonl").read_bytes() == path
+    after = artefacts(root)
+    assert {key: after[key] for key in before if key != "train"} == {k: v for k, v in before.items() if k != "train"}
+    results = json.loads((root / "results.json").read_text())
+    assert [net["budget"] for net in results["subnets"]] == ["70%", "macs<=60%, params<=80%", "50%", "params=30%"]
+    assert all(0 <= net["accuracy"][kind] <= 1 for net in results["subnets"] for kind in ("found", "retrained"))
+    assert run("report", config) == 0  # the budgets of the file again
+    assert [net["budget"] for net in json.loads((root / "results.json").read_text())["subnets"]] == [
+        "50%",
+        "params=30%",
+    ]
+
+
+def test_a_budget_beyond_the_path_continues_the_search(config: Path, in_tmp: Path) -> None:
+    budgets = ("--set", "slim.budgets=[80%, 40%]")
+    assert run("run", config, "--run-dir", "whole", *budgets) == 0
+    assert run("train", config, "--run-dir", "steps", "--set", "slim.budgets=[80%]") == 0
+    assert run("slim", "steps") == 0
+    shorter = _lines(in_tmp / "steps/slim.jsonl")
+    assert run("slim", "steps", "--budget", "40%") == 0
+    assert _lines(in_tmp / "steps/slim.jsonl") > shorter
+    assert run("run", "steps") == 0
+    assert artefacts(in_tmp / "steps") == artefacts(in_tmp / "whole")
+
+
+def test_joint_budgets_run_and_hold(config: Path, in_tmp: Path) -> None:
+    texts = ["macs<=80%, memory<=60%", "macs<=50%, params<=60%"]
+    assert run("run", config, "--set", f"slim.budgets={json.dumps(texts)}", "--set", "retrain.uniform=false") == 0
+    results = json.loads((in_tmp / "runs/small/results.json").read_text())
+    assert [net["budget"] for net in results["subnets"]] == texts
+    full = results["full"]
+    for net, limits in zip(
+        results["subnets"], ({"macs": 0.8, "memory": 0.6}, {"macs": 0.5, "params": 0.6}), strict=True
+    ):
+        assert all(net[metric] <= share * full[metric] for metric, share in limits.items())
+
+
+def test_a_latency_budget_is_measured_before_training_and_beside_the_result(
+    config: Path, in_tmp: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AUTOSLIM_CACHE", str(in_tmp / "cache"))
+    few = ("--set", "latency.nets=4")
+    assert "cannot be reached" in fails(capsys, "run", config, *few, "--set", "slim.budgets=[latency_ms<=0.0001]")
+    assert not (in_tmp / "runs/small/supernet").exists()
+    assert len(list((in_tmp / "cache").rglob("*.csv"))) == 1  # measured here; a table of other times from here on
+    net = build_model(NET)
+    space = autoslim.trace(net, torch.zeros(1, 1, 16, 16)).with_choices(4, 4, 0.25)
+    invented(space, 30).save(in_tmp / "phone.csv")
+    texts = json.dumps(["macs<=60%, latency_ms<=70%"])
+    few = ("--set", "latency.table=phone.csv")
+    assert run("run", config, *few, "--set", f"slim.budgets={texts}", "--json") == 0
+    root = in_tmp / "runs" / "small"
+    results = json.loads(capsys.readouterr().out)
+    assert results["latency"] == {"runtime": "torch", "threads": 1}
+    (net,) = results["subnets"]
+    assert net["macs"] <= 0.6 * results["full"]["macs"]
+    assert net["latency_predicted_ms"] <= 0.7 * results["full"]["latency_predicted_ms"] + 1e-4
+    assert net["latency_ms"] > 0
+    assert net["latency_spread_ms"] >= 0
+    space = ChannelSpace.from_json((root / "space.json").read_text())
+    cost = autoslim.LatencyCost(space, autoslim.LatencyTable.load(root / "latency.csv"))
+    widths = Widths.from_json((root / "subnets" / "macs-60%-latency_ms-70%" / "widths.json").read_text())
+    assert net["latency_predicted_ms"] == pytest.approx(cost(widths), abs=1e-4)
+    assert "predicted" in (root / "report.html").read_text()
+    # the table lies in the run: another budget needs no measurement, and none of torch
+    monkeypatch.setattr(pipeline, "prepare", None)
+    assert run("slim", root, "--budget", "latency_ms<=80%") == 0
+    assert run("latency", root, "--budget", "macs<=60%, latency_ms<=70%", "--json") == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["net"] == "found for macs<=60%, latency_ms<=70%"
+
+
+def test_widths_may_be_those_at_which_latency_steps_down(
+    config: Path, in_tmp: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    space = autoslim.trace(build_model(NET), torch.zeros(1, 1, 16, 16)).with_choices("size:1", 2, 0.25)
+    table = invented(space, 30)
+    stepped = [dataclasses.replace(row, ms=0.1 * math.prod(-(-w // 8) for w in row.widths)) for row in table.rows]
+    LatencyTable(tuple(stepped)).save(in_tmp / "steps.csv")
+    options = ("--set", "space.bins=measured", "--set", "space.divisor=2", "--set", "latency.table=steps.csv")
+    assert run("run", config, *options, "--set", "slim.budgets=[latency_ms<=80%]", "--json") == 0
+    chosen = ChannelSpace.from_json((in_tmp / "runs/small/space.json").read_text())
+    assert all(len(group.choices) < len(space.groups[name].choices) for name, group in chosen.groups.items())
+    (net,) = json.loads(capsys.readouterr().out)["subnets"]
+    full = autoslim.LatencyCost(chosen, LatencyTable.load(in_tmp / "runs/small/latency.csv"))(chosen.full())
+    assert net["latency_predicted_ms"] <= 0.8 * full + 1e-4
+
+
 def test_retraining_can_start_from_the_supernet_and_learn_from_it(config: Path, in_tmp: Path) -> None:
     options = ("--set", "retrain.init=supernet", "--set", "retrain.distill=0.5", "--set", "retrain.uniform=false")
     assert run("run", config, *options) == 0
@@ -394,8 +517,17 @@ def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         ("model_args.classes=7", "7 outputs and the data has 4 classes"),
         ("space.fixed=[blocs.*]", "did you mean"),
         ("space.min_ratio=0", "greater than 0"),
+        ("space.bins=0", "bins must be a number of at least 1, 'size:16'"),
+        ("space.bins=paperr", "got 'paperr'"),
         ("slim.budgets=[50%, 3Q]", "no unit 'Q'"),
         ("slim.budgets=[latncy=3]", "no metric 'latncy'"),
+        ("latency.runtime=onxruntime", "latency.runtime"),
+        ("latency.table=nowhere.csv --set slim.budgets=[latency_ms<=50%]", "nowhere.csv cannot be read"),
+        ("slim.budgets=[latency=8]", "did you mean 'latency_ms'"),
+        ("slim.budgets=[latency_ms<=8s]", "latency_ms is in milliseconds"),
+        ("slim.budgets=['macs<=50%, params<=1%']", "the smallest net of this space has"),
+        ("slim.budgets=['macs<=50%, macs<=30%']", "limits 'macs' twice"),
+        ("slim.budgets=['macs<=50M, params<=90M']", "within all of its limits"),
         ("slim.budgets=[1%]", "the smallest net of this space has"),
         ("slim.budgets=[900M]", "above the full net"),
         ("train.epoch=3", "did you mean 'epochs'"),
@@ -411,7 +543,8 @@ def test_a_mistake_is_found_before_training(
     config: Path, in_tmp: Path, capsys: pytest.CaptureFixture[str], setting: str, expected: str
 ) -> None:
     setting = setting.replace("NET_FILE", str(Path(__file__).parent / "small_net.py"))
-    assert expected in fails(capsys, "run", str(config), "--set", setting)
+    settings = [part for text in setting.split(" --set ") for part in ("--set", text)]
+    assert expected in fails(capsys, "run", str(config), *settings)
     assert not (in_tmp / "runs/small/supernet").exists()
     assert not (in_tmp / "runs/small/config.yaml").exists()  # nothing stands in the way of the mended one
 

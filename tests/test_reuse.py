@@ -130,10 +130,15 @@ def test_the_second_score_is_that_of_the_images_seen() -> None:
     supernet, batches = _supernet()
     judge = ReuseJudge(supernet, batches, "loss", also="accuracy")
     step = next(greedy_slim(supernet.space, judge, MacCost(supernet.space), ["50%"]))
-    assert judge.also_of(step.widths) == pytest.approx(Judge(supernet, batches, "accuracy")(step.widths))
-    assert judge.also_of(supernet.space.full()) == pytest.approx(
-        Judge(supernet, batches, "accuracy")(supernet.space.full())
-    )
+    for widths in (step.widths, supernet.space.full()):
+        accuracy, images = judge.also_of(widths)
+        assert accuracy == pytest.approx(Judge(supernet, batches, "accuracy")(widths))
+        assert images == 800
+    race = RacingJudge(supernet, batches, "loss", also="accuracy")
+    step = next(greedy_slim(supernet.space, race, MacCost(supernet.space), ["50%"]))
+    accuracy, images = race.also_of(step.widths)
+    part = [batch for number, batch in enumerate(batches) if number < images // 100]
+    assert accuracy == pytest.approx(Judge(supernet, part, "accuracy")(step.widths))
 
 
 class _Drawn(RacingJudge):

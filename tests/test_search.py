@@ -11,10 +11,12 @@ from autoslim import (
     Budget,
     ChannelGroup,
     ChannelSpace,
+    JointCost,
     SlimStep,
     Widths,
     exchange_bins,
     greedy_slim,
+    resolve_budget,
     uniform_like,
     widths_within,
 )
@@ -170,6 +172,11 @@ def test_a_budget_out_of_reach_is_refused_before_anything_is_judged() -> None:
         ("macs:250k", "macs", 250e3, False),
         ("120000", "macs", 120e3, False),
         ("1e6", "macs", 1e6, False),
+        ("latency_ms<=8", "latency_ms", 8.0, False),
+        ("latency_ms = 7.5 ms", "latency_ms", 7.5, False),
+        ("peak_memory<=2MB", "peak_memory", 2e6, False),
+        ("peak_memory<=512KiB", "peak_memory", 524288.0, False),
+        ("latency_ms<=60%", "latency_ms", 0.6, True),
     ],
 )
 def test_budgets_are_read(text: str, metric: str, amount: float, is_share: bool) -> None:
@@ -189,11 +196,63 @@ def test_budgets_are_read(text: str, metric: str, amount: float, is_share: bool)
         ("0%", "above 0"),
         ("-3M", "write 300M"),
         ("1.2.3M", "is no number"),
+        ("latency=8", "did you mean 'latency_ms'"),
+        ("latency_ms<=8s", "latency_ms is in milliseconds"),
+        ("latency_ms<=8M", "no unit 'M' of time"),
+        ("macs<=8ms", "no unit 'ms'"),
+        ("macs<=8MB", "no unit 'MB'; use K, M or G"),
+        ("peak_memory<=8Mb/s", "write 300M"),
+        ("peak_memory<=8mW", "use KB, MB or MiB"),
     ],
 )
 def test_budgets_that_cannot_be_read_say_what_would_work(text: str, expected: str) -> None:
     with pytest.raises(BudgetError, match=expected):
         Budget.parse(text)
+
+
+COSTS = {"macs": cost, "params": lambda widths: float(sum(widths.values()))}
+
+
+def test_several_limits_at_once_are_one_cost() -> None:
+    # 89 and 17 in full, 25 and 7 at the smallest
+    joint, limit = resolve_budget("macs<=50%, params<=12", SPACE, COSTS)
+    assert limit == 1.0
+    assert joint(SPACE.full()) == pytest.approx(max(89 / 44.5, 17 / 12))
+    for widths in (SPACE.sample(random.Random(seed)) for seed in range(30)):
+        assert (joint(widths) <= limit) == (cost(widths) <= 44.5 and COSTS["params"](widths) <= 12)
+    steps = list(greedy_slim(SPACE, likes_b, joint, [limit]))
+    met = [cost(step.widths) <= 44.5 and COSTS["params"](step.widths) <= 12 for step in steps]
+    assert met == [False] * (len(steps) - 1) + [True]
+    assert widths_within(SPACE, steps, joint, limit) == steps[-1].widths
+    assert resolve_budget("params=50%", SPACE, COSTS) == (COSTS["params"], 8.5)
+    assert resolve_budget("macs<=50%, params<=17", SPACE, COSTS)[0](SPACE.full()) == 2.0  # one may hold already
+
+
+def test_a_step_trades_accuracy_against_the_limit_that_binds() -> None:
+    """Two costs, each of one group alone: only narrowing the group whose limit is farther away pays."""
+    groups = [ChannelGroup(name, 10, tuple(range(1, 11))) for name in ("a", "b")]
+    space = ChannelSpace(groups)
+    joint = JointCost([(lambda widths: widths["a"], 5.0), (lambda widths: widths["b"], 2.0)])
+    steps = list(greedy_slim(space, lambda widths: float(sum(widths.values())), joint, [1.0], rule="score-per-cost"))
+    for before, step in zip([space.full(), *(step.widths for step in steps)], steps, strict=False):
+        shares = {"a": before["a"] / 5, "b": before["b"] / 2}
+        assert shares[step.group] == max(shares.values())
+    assert steps[-1].widths == {"a": 5, "b": 2}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("macs<=50%, macs<=30%", "limits 'macs' twice"),
+        ("macs<=50%, params<=2", "cannot be reached: the smallest net of this space has 7"),
+        ("macs<=100, params<=20", "the full net is within all of its limits"),
+        ("macs<=50%, latency_ms<=8", "there is no cost for 'latency_ms'"),
+        ("macs<=50%,", "cannot read the budget ''"),
+    ],
+)
+def test_limits_that_contradict_or_cannot_be_reached_are_named(text: str, expected: str) -> None:
+    with pytest.raises(BudgetError, match=expected):
+        resolve_budget(text, SPACE, COSTS)
 
 
 def test_the_published_widths_are_among_the_choices() -> None:
@@ -233,11 +292,32 @@ def test_the_published_widths_are_among_the_choices() -> None:
         (8, {}, (8,)),
         (8, {"divisor": 2, "bins": 4, "min_ratio": 0.25}, (2, 4, 6, 8)),
         (1024, {"bins": 4}, (256, 512, 768, 1024)),
+        (96, {"bins": "size:32"}, (32, 64, 96)),
+        (100, {"bins": "size:20", "divisor": 4}, (20, 40, 60, 80, 100)),
+        (64, {"bins": "size:1", "divisor": 16}, (16, 32, 48, 64)),
+        (200, {"divisor": 32}, (64, 96, 128, 160, 200)),
+        (96, {"bins": "paper", "divisor": 16}, (16, 24, 32, 40, 48, 56, 64, 72, 80, 88, 96)),
     ],
 )
 def test_choices(size: int, options: dict, expected: tuple[int, ...]) -> None:
     space = ChannelSpace([ChannelGroup("g", size, tuple(range(1, size + 1)))])
     assert space.with_choices(**options).groups["g"].choices == expected
+
+
+def test_measured_steps_keep_the_widths_that_save() -> None:
+    """Kernels work on 16 channels at a time: 24 takes as long as 32."""
+    groups = [ChannelGroup("a", 64, tuple(range(8, 65, 8))), ChannelGroup("b", 32, (8, 32)), ChannelGroup("c", 8, (8,))]
+
+    def milliseconds(widths: Mapping[str, int]) -> float:
+        return 1.0 + 0.1 * -(-widths["a"] // 16) + 0.01 * widths["b"]
+
+    space = ChannelSpace(groups).with_steps(milliseconds)
+    assert space.groups["a"].choices == (8, 16, 32, 48, 64)  # the narrowest always stays
+    assert space.groups["b"].choices == (8, 32)
+    even = ChannelSpace(groups).with_steps(lambda widths: float(sum(widths.values())))
+    assert [group.choices for group in even.groups.values()] == [group.choices for group in groups]
+    noise = ChannelSpace(groups).with_steps(lambda widths: 1.0)
+    assert noise.groups["a"].choices == (8, 64)
 
 
 def test_choices_stay_within_what_the_network_allows() -> None:
@@ -256,7 +336,10 @@ def test_a_space_checks_widths_and_its_own_settings() -> None:
         with pytest.raises(SpaceError, match=expected):
             SPACE.check(widths)
     SPACE.check(SPACE.sample(random.Random(0)))
-    for bad in ({"bins": 0}, {"divisor": 0}, {"min_ratio": 0.0}):
+    for bad in (
+        *({"bins": 0}, {"bins": "size:0"}, {"bins": "sise:8"}, {"bins": "many"}, {"bins": "measured"}),
+        *({"divisor": 0}, {"min_ratio": 0.0}),
+    ):
         with pytest.raises(SpaceError):
             SPACE.with_choices(**bad)
     with pytest.raises(SpaceError, match=r"\(0, 1\]"):

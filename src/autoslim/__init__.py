@@ -17,9 +17,12 @@ if TYPE_CHECKING:
     from autoslim.config import Config as Config
     from autoslim.config import load_config as load_config
     from autoslim.cost import Budget as Budget
+    from autoslim.cost import JointCost as JointCost
     from autoslim.cost import MacCost as MacCost
     from autoslim.cost import MemoryCost as MemoryCost
     from autoslim.cost import ParamCost as ParamCost
+    from autoslim.cost import PeakMemoryCost as PeakMemoryCost
+    from autoslim.cost import resolve_budget as resolve_budget
     from autoslim.errors import AutoSlimError as AutoSlimError
     from autoslim.export import export_onnx as export_onnx
     from autoslim.export import export_program as export_program
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
     from autoslim.judge import ReuseJudge as ReuseJudge
     from autoslim.judge import evaluate as evaluate
     from autoslim.latency import measure_latency as measure_latency
+    from autoslim.latency import measure_latency_table as measure_latency_table
     from autoslim.losses import alpha_divergence as alpha_divergence
     from autoslim.losses import soft_cross_entropy as soft_cross_entropy
     from autoslim.recipe import Recipe as Recipe
@@ -52,6 +56,8 @@ if TYPE_CHECKING:
     from autoslim.supernet import sandwich_backward as sandwich_backward
     from autoslim.switchable import SwitchableNet as SwitchableNet
     from autoslim.switchable import switch_backward as switch_backward
+    from autoslim.tables import LatencyCost as LatencyCost
+    from autoslim.tables import LatencyTable as LatencyTable
     from autoslim.tracing import trace as trace
     from autoslim.train import retrain as retrain
     from autoslim.train import train_supernet as train_supernet
@@ -59,11 +65,11 @@ if TYPE_CHECKING:
 _HOMES = {
     "calibrate": ("batch_statistics", "recalibrate_batchnorm"),
     "config": ("Config", "load_config"),
-    "cost": ("Budget", "MacCost", "MemoryCost", "ParamCost"),
+    "cost": ("Budget", "JointCost", "MacCost", "MemoryCost", "ParamCost", "PeakMemoryCost", "resolve_budget"),
     "errors": ("AutoSlimError",),
     "export": ("export_onnx", "export_program", "load_subnet", "save_subnet"),
     "judge": ("Judge", "RacingJudge", "ReuseJudge", "evaluate"),
-    "latency": ("measure_latency",),
+    "latency": ("measure_latency", "measure_latency_table"),
     "losses": ("alpha_divergence", "soft_cross_entropy"),
     "recipe": ("Recipe", "RetrainRecipe", "SupernetRecipe"),
     "report": ("render_report",),
@@ -72,6 +78,7 @@ _HOMES = {
     "space": ("ChannelGroup", "ChannelSpace", "SlimStep", "Widths"),
     "supernet": ("Supernet", "sandwich_backward"),
     "switchable": ("SwitchableNet", "switch_backward"),
+    "tables": ("LatencyCost", "LatencyTable"),
     "tracing": ("trace",),
     "train": ("retrain", "train_supernet"),
 }

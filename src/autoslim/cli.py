@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="autoslim",
-    help="Decide the channel number of every layer of a network for budgets of MACs, parameters or memory.",
+    help="Decide the channel number of every layer of a network for budgets of MACs, memory or latency.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -35,6 +35,9 @@ _Threads = Annotated[int | None, typer.Option("--threads", min=1, help="CPU thre
 _Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 _System = Annotated[
     str | None, typer.Option("--system", help="autoslim, nonuniform-us-net, us-net, s-net, shared-bn or i-net.")
+]
+_Input = Annotated[
+    str | None, typer.Option("--input", metavar="SHAPE", help="Shape of the example input, as 1,3,224,224.")
 ]
 _SkipBroken = Annotated[bool, typer.Option("--skip-broken", help="Leave broken images out and count them.")]
 
@@ -96,9 +99,7 @@ def inspect(
     target: Annotated[
         str, typer.Argument(help="A model (torchvision:resnet50, file.py:function, ...) or a YAML file.")
     ],
-    input_shape: Annotated[
-        str | None, typer.Option("--input", metavar="SHAPE", help="Shape of the example input, as 1,3,224,224.")
-    ] = None,
+    input_shape: _Input = None,
     budget: Annotated[
         list[str] | None, typer.Option("--budget", help="Is it within reach? 300M, 50%, params=4M")
     ] = None,
@@ -113,7 +114,8 @@ def inspect(
 
     config = _inspected(target, set_ or [], budget or [])
     asked = bool(budget) or _is_file(target) or any(text.startswith("slim.budgets") for text in set_ or [])
-    facts = inspect_model(config, _shape(input_shape), from_data=_is_file(target), with_budgets=asked)
+    shape = _shape(input_shape)
+    facts = inspect_model(config, shape, from_data=_is_file(target), with_budgets=asked, progress=_progress())
     if as_json:
         print(json.dumps(facts))
     else:
@@ -121,6 +123,53 @@ def inspect(
     missed = [entry for entry in facts["budgets"] if not entry["reachable"]]
     if missed:
         raise ConfigError(missed[0]["reason"])
+
+
+@app.command()
+def latency(
+    target: Annotated[
+        str, typer.Argument(help="A model (torchvision:resnet50, file.py:function, ...), a YAML file or a run.")
+    ],
+    input_shape: _Input = None,
+    runtime: Annotated[
+        str | None, typer.Option("--runtime", help="torch, torch.compile, onnxruntime or openvino.")
+    ] = None,
+    threads: _Threads = None,
+    device: _Device = None,
+    width: Annotated[float, typer.Option("--width", min=0.01, max=1.0, help="Width ratio of the net.")] = 1.0,
+    budget: Annotated[
+        str | None, typer.Option("--budget", help="Show the net found for a budget, or the uniform one near it.")
+    ] = None,
+    csv: Annotated[Path | None, typer.Option("--csv", help="Write the table of operators here.")] = None,
+    table: Annotated[str | None, typer.Option("--table", help="Use this table (CSV), measured elsewhere.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Measure again what was measured before.")] = False,
+    top: Annotated[int, typer.Option("--top", min=1, help="How many operators to show.")] = 15,
+    set_: _Set = None,
+    as_json: _Json = False,
+) -> None:
+    """Measure how long each operator of a network takes over its widths, and show the hot layers of one net."""
+    from rich.console import Console
+
+    options = {"latency.runtime": runtime, "latency.threads": threads, "latency.table": table, "device": device}
+    config = _inspected(target, [*(set_ or []), *(f"{key}={value}" for key, value in options.items() if value)], [])
+    from autoslim.inspection import latency_facts
+    from autoslim.terminal import latency_report
+
+    facts = latency_facts(
+        config,
+        _shape(input_shape),
+        run=Path(target) if Path(target).is_dir() else None,
+        from_data=_is_file(target),
+        ratio=width,
+        budget=budget,
+        csv=csv,
+        fresh=fresh,
+        progress=_progress(),
+    )
+    if as_json:
+        print(json.dumps(facts))
+    else:
+        latency_report(facts, Console(soft_wrap=False), top)
 
 
 @app.command()
@@ -160,10 +209,61 @@ def _stage_command(name: str, help_text: str) -> None:
 
 
 _stage_command("train", "Train the supernet (or go on with it).")
-_stage_command("slim", "Search all budgets in one greedy pass on held-out images.")
 _stage_command("retrain", "Train the nets found, and uniform ones of equal MACs by the same recipe.")
 _stage_command("export", "Measure latency and write ONNX files, checked against PyTorch.")
 _stage_command("report", "Write results.json and report.html from what the run holds.")
+
+
+@app.command()
+def slim(
+    config: _Target,
+    budget: Annotated[
+        list[str] | None,
+        typer.Option("--budget", help="One more, as 37% or 'macs<=50%, params<=2M'; at once if searched."),
+    ] = None,
+    system: _System = None,
+    set_: _Set = None,
+    run_dir: _RunDir = None,
+    device: _Device = None,
+    threads: _Threads = None,
+    skip_broken: _SkipBroken = False,
+    as_json: _Json = False,
+) -> None:
+    """Search all budgets in one greedy pass on held-out images, or take one more from the path of a finished search."""
+    asked = _asked(set_, system, skip_broken)
+    if not budget:
+        _stages(config, asked, run_dir, device, threads, as_json, "slim")
+        return
+    from autoslim.path import take_from_path
+    from autoslim.run import exclusive, keep_config, open_run
+
+    root, wanted = _opened(config, asked, run_dir, device, threads)
+    budgets = (*wanted.slim.budgets, *(text for text in budget if text not in wanted.slim.budgets))
+    wanted = _checked(wanted, budgets, config)
+    with exclusive(root):
+        opened = open_run(root, wanted)
+        taken = [take_from_path(opened, text) for text in budget]
+        if None not in taken:
+            keep_config(opened)
+    if None in taken:
+        _stages(config, [*asked, f"slim.budgets={json.dumps(budgets)}"], run_dir, device, threads, as_json, "slim")
+        return
+    if as_json:
+        print(json.dumps(taken))
+        return
+    from autoslim.terminal import taken_lines
+
+    for line in taken_lines([metrics for metrics in taken if metrics], opened):
+        print(line)
+
+
+def _checked(config: Config, budgets: tuple[str, ...], where: str) -> Config:
+    """The configuration with these budgets; `BudgetError` or `ConfigError` for one that cannot be read."""
+    from autoslim.config import make_config
+
+    values = config.plain()
+    values["slim"]["budgets"] = list(budgets)
+    return make_config(values, where)
 
 
 def _asked(set_: list[str] | None, system: str | None, skip_broken: bool) -> list[str]:

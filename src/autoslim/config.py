@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from autoslim.cost import Budget
 from autoslim.errors import BudgetError, ConfigError, nearest
 from autoslim.recipe import RetrainRecipe, SupernetRecipe
+from autoslim.space import ChannelSpace, parse_bins
 
 
 class _Strict(BaseModel):
@@ -29,14 +30,29 @@ class DataConfig(_Strict):
 
 
 class SpaceConfig(_Strict):
-    """Which widths may be chosen, which layers (globs) are left alone, and what tracing cannot see (see `trace`)."""
+    """Which widths may be chosen, which layers (globs) are left alone, and what tracing cannot see (see `trace`).
 
-    bins: Annotated[int, Field(ge=1)] = 12
+    `bins`: how many, or "size:16" for bins of 16 channels, "paper", or "measured" for the multiples of `divisor` at
+    which the measured latency steps down.
+    """
+
+    bins: int | str = 12
     divisor: Annotated[int, Field(ge=1)] = 8
     min_ratio: Annotated[float, Field(gt=0, le=1)] = 1 / 6
     fixed: tuple[str, ...] = ()
     tie: tuple[tuple[str, ...], ...] = ()
     free: tuple[str, ...] = ()
+
+    @field_validator("bins")
+    @classmethod
+    def _bins(cls, bins: int | str) -> int | str:
+        if bins not in ("paper", "measured"):
+            parse_bins(bins)
+        return bins
+
+    def choices(self, space: ChannelSpace) -> ChannelSpace:
+        """The widths that may be chosen; where they are to be measured, those to measure."""
+        return space.with_choices("size:1" if self.bins == "measured" else self.bins, self.divisor, self.min_ratio)
 
     def wishes(self) -> dict[str, Any]:
         """What `trace` is told about layers."""
@@ -46,16 +62,30 @@ class SpaceConfig(_Strict):
 class SlimConfig(_Strict):
     """The greedy search: budgets, and the held-out images it looks at (all, if `images` is null).
 
-    `rule`: what makes a step the best one (see `greedy_slim`). `exchange`: move bins between groups afterwards, while
-    that helps (see `exchange_bins`).
+    `rule`: what makes a step the best one (see `greedy_slim`); "auto" is the score alone, as in the paper, and where an
+    entry of `budgets` has several limits, the score per cost of the one that binds. `exchange`: move bins between
+    groups afterwards, while that helps (see `exchange_bins`). `judge`: "exhaustive" runs every candidate on all images;
+    "reuse" gives the same scores, and computes only what is not the same in the candidates of a step, of which it keeps
+    up to `keep_gb` gigabytes; "racing" does that and drops candidates, batch by batch, that cannot win any more: a step
+    goes wrong by that with a probability below `1 - confidence` (see `RacingJudge`).
     """
 
     budgets: Annotated[tuple[str, ...], Field(min_length=1)] = ("50%", "25%")
     images: Annotated[int, Field(ge=1)] | None = None
-    batch_size: Annotated[int, Field(ge=2)] = 1000
+    batch_size: Annotated[int, Field(ge=2)] = 250
     score: Literal["accuracy", "loss"] = "loss"
-    rule: Literal["score", "score-per-cost"] = "score"
+    rule: Literal["auto", "score", "score-per-cost"] = "auto"
     exchange: bool = False
+    judge: Literal["racing", "reuse", "exhaustive"] = "racing"
+    confidence: Annotated[float, Field(gt=0, le=1)] = 0.95
+    keep_gb: Annotated[float, Field(ge=0)] = 2.0
+
+    @property
+    def step_rule(self) -> str:
+        """The rule for `greedy_slim`."""
+        if self.rule != "auto":
+            return self.rule
+        return "score-per-cost" if any(len(Budget.parse_all(text)) > 1 for text in self.budgets) else "score"
 
     @field_validator("budgets", mode="before")
     @classmethod
@@ -65,10 +95,22 @@ class SlimConfig(_Strict):
             return listed
         texts = tuple(str(budget) for budget in listed)
         for text in texts:
-            Budget.parse(text)
+            Budget.parse_all(text)
         if len(set(texts)) < len(texts):
             raise BudgetError(f"budgets: {', '.join(texts)} names one twice")
         return texts
+
+
+class LatencyConfig(_Strict):
+    """Where latency is measured: `runtime` and CPU `threads` (null: those of the run) on the device of the run.
+
+    Budgets of `latency_ms` need a table of operators: it is measured on `nets` subnets, or read from the CSV `table`.
+    """
+
+    runtime: Literal["torch", "torch.compile", "onnxruntime", "openvino"] = "torch"
+    threads: Annotated[int, Field(ge=1)] | None = None
+    nets: Annotated[int, Field(ge=4)] = 40
+    table: str | None = None
 
 
 class ExportConfig(_Strict):
@@ -94,6 +136,7 @@ class Config(_Strict):
     train: SupernetRecipe = SupernetRecipe()
     slim: SlimConfig = SlimConfig()
     retrain: RetrainRecipe = RetrainRecipe()
+    latency: LatencyConfig = LatencyConfig()
     export: ExportConfig = ExportConfig()
     calibration_images: Annotated[int, Field(ge=1)] = 1000
     seed: int = 0

@@ -7,32 +7,42 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 
-from autoslim.errors import BudgetError, nearest
+from autoslim.errors import BudgetError, SpaceError, nearest
 from autoslim.space import Axis, ChannelSpace
 
 Cost = Callable[[Mapping[str, int]], float]
 
 
-class _Products:
-    """A sum of `scale` times the kept sizes of some axes; each distinct axis is measured once per call."""
+class _Sizes:
+    """For each term, `scale` times the kept sizes of its axes; each distinct axis is measured once per call."""
 
     def __init__(self, terms: Iterable[tuple[int, tuple[Axis, ...]]]) -> None:
         index: dict[Axis, int] = {}
-        constant = 0
-        self._terms: list[tuple[int, tuple[int, ...]]] = []
+        self._terms = [(scale, tuple(index.setdefault(axis, len(index)) for axis in axes)) for scale, axes in terms]
+        self._axes = list(index)
+
+    def __call__(self, widths: Mapping[str, int]) -> list[int]:
+        kept = [axis.kept(widths) for axis in self._axes]
+        return [scale * prod([kept[i] for i in follows]) for scale, follows in self._terms]
+
+
+class _Products:
+    """A sum of `scale` times the kept sizes of some axes."""
+
+    def __init__(self, terms: Iterable[tuple[int, tuple[Axis, ...]]]) -> None:
+        self._constant = 0
+        follows = []
         for scale, axes in terms:
             scale *= prod(axis.size for axis in axes if not axis.groups)
-            follows = tuple(index.setdefault(axis, len(index)) for axis in axes if axis.groups)
-            if follows:
-                self._terms.append((scale, follows))
+            cuttable = tuple(axis for axis in axes if axis.groups)
+            if cuttable:
+                follows.append((scale, cuttable))
             else:
-                constant += scale
-        self._axes = list(index)
-        self._constant = constant
+                self._constant += scale
+        self._sizes = _Sizes(follows)
 
     def __call__(self, widths: Mapping[str, int]) -> int:
-        sizes = [axis.kept(widths) for axis in self._axes]
-        return self._constant + sum(scale * prod([sizes[i] for i in follows]) for scale, follows in self._terms)
+        return self._constant + sum(self._sizes(widths))
 
 
 class MacCost:
@@ -79,7 +89,83 @@ class MemoryCost:
         return self._sum(widths)
 
 
-COSTS: dict[str, Callable[[ChannelSpace], Cost]] = {"macs": MacCost, "params": ParamCost, "memory": MemoryCost}
+class PeakMemoryCost:
+    """Bytes of the weights and buffers and of the activations alive at the worst moment of a forward pass.
+
+    The example input is held throughout, and every other activation as long as the model's own code holds it in
+    evaluation mode, under `no_grad`: what was recorded while tracing. Every element counts `element_bytes`, 4 as in
+    float32. What kernels allocate while they run is not counted. Raises `SpaceError` if the space has no lifetimes.
+    """
+
+    unit = "bytes"
+
+    def __init__(self, space: ChannelSpace, element_bytes: int = 4) -> None:
+        if not space.activations:
+            raise SpaceError("how long activations live is not known in this space; trace the model again")
+        self._element_bytes = element_bytes
+        self._weights = _Products((1, axes) for axes in (*space.parameters.values(), *space.buffers.values()))
+        sizes: dict[tuple[int, tuple[Axis, ...]], int] = {}
+        events: dict[int, dict[int, int]] = {}  # at each operator: how many more of each size are alive
+        for each in space.activations:
+            size = sizes.setdefault((each.scale, each.axes), len(sizes))
+            for moment, count in ((each.first, 1), (each.last + 1, -1)):
+                changes = events.setdefault(moment, {})
+                changes[size] = changes.get(size, 0) + count
+        self._sizes = _Sizes(sizes)
+        self._events = [list(events[moment].items()) for moment in sorted(events)]
+
+    def __call__(self, widths: Mapping[str, int]) -> float:
+        """Bytes of the net of these widths."""
+        sizes = self._sizes(widths)
+        alive = peak = 0
+        for changes in self._events:
+            alive += sum(count * sizes[size] for size, count in changes)
+            peak = max(peak, alive)
+        return self._element_bytes * (self._weights(widths) + peak)
+
+
+class JointCost:
+    """Several limits that must hold at once, as one cost: the share that a net takes of the limit that binds.
+
+    `limits` are (cost, limit) pairs; a net meets all of them when this is at most 1. A greedy step with
+    `rule="score-per-cost"` then weighs accuracy against the constraint that binds, whichever it is at that point.
+    """
+
+    unit = "of the limit that binds"
+
+    def __init__(self, limits: Iterable[tuple[Cost, float]]) -> None:
+        self._limits = list(limits)
+        if not self._limits or min(limit for _, limit in self._limits) <= 0:
+            raise BudgetError("a joint cost needs at least one limit, and limits above 0")
+
+    def __call__(self, widths: Mapping[str, int]) -> float:
+        """The largest of cost / limit."""
+        return max(cost(widths) / limit for cost, limit in self._limits)
+
+
+COSTS: dict[str, Callable[[ChannelSpace], Cost]] = {
+    "macs": MacCost,
+    "params": ParamCost,
+    "memory": MemoryCost,
+    "peak_memory": PeakMemoryCost,
+}
+
+
+def costs_of(space: ChannelSpace) -> dict[str, Cost]:
+    """Every cost that follows from the space, by its metric: `peak_memory` only if lifetimes are known."""
+    return {name: make(space) for name, make in COSTS.items() if name != "peak_memory" or space.activations}
+
+
+LATENCY = "latency_ms"  # measured, and so no function of the space alone
+METRICS = (*COSTS, LATENCY)
+
+
+def figures_of(costs: Mapping[str, Cost], widths: Mapping[str, int]) -> dict[str, float]:
+    """What widths cost, as files say it: whole numbers by metric, and `latency_predicted_ms`."""
+    figures: dict[str, float] = {name: int(cost(widths)) for name, cost in costs.items() if name != LATENCY}
+    if LATENCY in costs:
+        figures["latency_predicted_ms"] = round(costs[LATENCY](widths), 4)
+    return figures
 
 
 def slimmable_share(space: ChannelSpace) -> float:
@@ -110,29 +196,34 @@ class Budget:
         text = str(text).strip()
         match = re.fullmatch(r"(?:([A-Za-z_ ]+?)\s*(?:<=|=|:)\s*)?([0-9.]+(?:[eE][0-9]+)?)\s*([A-Za-z%]*)", text)
         if match is None:
-            raise BudgetError(f"cannot read the budget {text!r}; write 300M, 0.5x or 50%, or params=4M, memory=50%")
+            raise BudgetError(f"cannot read the budget {text!r}; write 300M, 0.5x or 50%, or params=4M, latency_ms<=8")
         metric, number, unit = (match.group(1) or "macs").strip().lower(), match.group(2), match.group(3)
         metric = {"flops": "macs"}.get(metric, metric)
-        if metric not in COSTS:
-            raise BudgetError(f"budget {text!r}: no metric {metric!r}; {nearest(metric, [*COSTS, 'flops'])}")
-        shares = {"x": 1.0, "%": 0.01}
-        multiples = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9, "T": 1e12}
-        if unit.lower() not in shares and unit.upper() not in multiples:
-            raise BudgetError(f"budget {text!r}: no unit {unit!r}; use K, M or G for an amount, x or % for a share")
+        if metric not in METRICS:
+            raise BudgetError(f"budget {text!r}: no metric {metric!r}; {nearest(metric, [*METRICS, 'flops'])}")
+        scale, is_share = _scale(text, metric, unit)
         try:
-            amount = float(number)
+            amount = float(number) * scale
         except ValueError:
             raise BudgetError(f"budget {text!r}: {number!r} is no number") from None
-        is_share = unit.lower() in shares
-        amount *= shares[unit.lower()] if is_share else multiples[unit.upper()]
         if amount <= 0 or (is_share and amount > 1):
             raise BudgetError(f"budget {text!r}: a share lies above 0 and at most at 1x (100%), an amount above 0")
         return cls(text, metric, amount, is_share)
 
-    def limit(self, cost: Cost, space: ChannelSpace) -> float:
+    @classmethod
+    def parse_all(cls, text: str) -> tuple[Budget, ...]:
+        """Read one entry of a list of budgets: a limit, or several that must hold at once, `macs<=50%, params<=2M`."""
+        budgets = tuple(cls.parse(part) for part in str(text).split(","))
+        metrics = [budget.metric for budget in budgets]
+        for metric in metrics:
+            if metrics.count(metric) > 1:
+                raise BudgetError(f"budget {str(text)!r} limits {metric!r} twice; keep the lower of the two")
+        return budgets
+
+    def limit(self, cost: Cost, space: ChannelSpace, *, may_be_slack: bool = False) -> float:
         """The budget as a number of the metric's unit.
 
-        Raises `BudgetError` if the full net is already within it, or the smallest is not.
+        Raises `BudgetError` if the smallest net is not within it, or the full net already is, unless that may be.
         """
         most, least = cost(space.full()), cost(space.smallest())
         limit = self.amount * most if self.is_share else self.amount
@@ -142,11 +233,53 @@ class Budget:
                 f"budget {self.text!r} ({readable(limit)} {unit}) cannot be reached: the smallest net of this space "
                 f"has {readable(least)} ({least / most:.1%}); allow smaller widths (min_ratio, divisor) or raise it"
             )
-        if limit > most:
+        if limit > most and not may_be_slack:
             raise BudgetError(
                 f"budget {self.text!r} ({readable(limit)} {unit}) is above the full net, which has {readable(most)}"
             )
         return limit
+
+
+def _scale(text: str, metric: str, unit: str) -> tuple[float, bool]:
+    """What a unit multiplies an amount of a metric by, and whether it makes it a share."""
+    shares = {"x": 1.0, "%": 0.01}
+    if unit.lower() in shares:
+        return shares[unit.lower()], True
+    if metric == LATENCY:
+        if unit.lower() in ("", "ms"):
+            return 1.0, False
+        raise BudgetError(
+            f"budget {text!r}: no unit {unit!r} of time; {LATENCY} is in milliseconds: write {LATENCY}<=8, or x or % "
+            "for a share"
+        )
+    multiples = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9, "T": 1e12}
+    if metric == "peak_memory":  # a size in bytes
+        multiples |= {"B": 1.0, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KIB": 2.0**10, "MIB": 2.0**20, "GIB": 2.0**30}
+    if unit.upper() not in multiples:
+        amounts = "KB, MB or MiB" if metric == "peak_memory" else "K, M or G"
+        raise BudgetError(f"budget {text!r}: no unit {unit!r}; use {amounts} for an amount, x or % for a share")
+    return multiples[unit.upper()], False
+
+
+def resolve_budget(text: str, space: ChannelSpace, costs: Mapping[str, Cost]) -> tuple[Cost, float]:
+    """The cost and the limit that a budget stands for, as `greedy_slim` takes them.
+
+    `costs` by metric, as `{"macs": MacCost(space)}`. Several limits in one text (`macs<=50%, latency_ms<=8`) give a
+    `JointCost` and the limit 1. Raises `BudgetError` if one cannot be reached, or if the full net meets them all.
+    """
+    limits: list[tuple[Cost, float]] = []
+    budgets = Budget.parse_all(text)
+    for budget in budgets:
+        if budget.metric not in costs:
+            raise BudgetError(f"budget {budget.text!r}: there is no cost for {budget.metric!r} here")
+        cost = costs[budget.metric]
+        limits.append((cost, budget.limit(cost, space, may_be_slack=len(budgets) > 1)))
+    if len(limits) == 1:
+        return limits[0]
+    joint = JointCost(limits)
+    if joint(space.full()) < 1:
+        raise BudgetError(f"budget {text!r}: the full net is within all of its limits")
+    return joint, 1.0
 
 
 def readable(amount: float) -> str:

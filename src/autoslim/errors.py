@@ -25,6 +25,10 @@ class BudgetError(AutoSlimError):
     """A budget cannot be read, or lies outside what the network can reach."""
 
 
+class LatencyError(AutoSlimError):
+    """A latency table lacks an operator or a width, cannot be read, or its runtime is not installed."""
+
+
 class ConfigError(AutoSlimError):
     """A configuration file, a `--set` override or a name in it is wrong."""
 

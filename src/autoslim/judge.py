@@ -63,7 +63,7 @@ class Judge:
         self.batches: Sequence[tuple[Any, Any]] = list(batches)
         if not self.batches:
             raise DataError("the search needs held-out images, and there is none")
-        self._also_of: dict[Widths, float] = {}
+        self._also_of: dict[Widths, tuple[float, int]] = {}  # of the nets judged last: second score, and samples seen
 
     def __call__(self, widths: Widths) -> float:
         """Mean score of the net of these widths."""
@@ -71,14 +71,16 @@ class Judge:
         with self._modes():
             for inputs, targets in self.batches:
                 found.add(self._whole(widths, inputs), targets)
-        self._also_of = {widths: found.also}
+        self._also_of[widths] = found.also, found.count
         return found.score
 
-    def also_of(self, widths: Widths) -> float:
-        """The mean of the second score, over the samples that these widths were last judged by."""
+    def also_of(self, widths: Widths) -> tuple[float, int]:
+        """The mean of the second score of one of the nets judged last, and over how many samples it is."""
         if widths not in self._also_of:
             self(widths)
-        return self._also_of[widths]
+        found = self._also_of[widths]
+        self._also_of.clear()
+        return found
 
     def _whole(self, widths: Widths, inputs: Any) -> Any:
         args, kwargs = split_input(inputs)
@@ -146,7 +148,7 @@ class ReuseJudge(Judge):
                     if sum(sums.is_running for sums in found.values()) == 1:
                         break
         running = {group: sums for group, sums in found.items() if sums.is_running}
-        self._also_of = {candidates[group]: sums.also for group, sums in running.items()}
+        self._also_of = {candidates[group]: (sums.also, sums.count) for group, sums in running.items()}
         for group, sums in running.items():
             on_candidate(group, sums.score)
         return {
@@ -269,16 +271,28 @@ class _Sums:
     @property
     def score(self) -> float:
         """The mean score."""
-        return sum(float(scores.mean()) * size for scores, size in self._parts) / self._count
+        return sum(float(scores.mean()) * size for scores, size in self._parts) / self.count
 
     @property
     def also(self) -> float:
         """The mean of the second score."""
-        return self._also / self._count
+        return self._also / self.count
 
     @property
-    def _count(self) -> int:
+    def count(self) -> int:
+        """Samples seen."""
         return sum(size for _, size in self._parts)
+
+
+def make_judge(
+    kind: str, supernet: Supernet, batches: Iterable[tuple[Any, Any]], score: str, confidence: float, keep_bytes: int
+) -> Judge:
+    """The judge of a run, by name; its second score is the accuracy."""
+    if kind == "exhaustive":
+        return Judge(supernet, batches, score, also="accuracy")
+    if kind == "reuse":
+        return ReuseJudge(supernet, batches, score, also="accuracy", keep_bytes=keep_bytes)
+    return RacingJudge(supernet, batches, score, also="accuracy", keep_bytes=keep_bytes, confidence=confidence)
 
 
 def _score(score: str | Score) -> Score:

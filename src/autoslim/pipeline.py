@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
@@ -15,18 +16,21 @@ from torch import Tensor, nn
 
 from autoslim.calibrate import recalibrate_batchnorm
 from autoslim.config import Config
-from autoslim.cost import COSTS, Budget, Cost, slimmable_share
+from autoslim.cost import LATENCY, Cost, JointCost, MacCost, costs_of, figures_of, resolve_budget, slimmable_share
 from autoslim.data import Batches, ImageData, ImageSet, load_data
 from autoslim.errors import ConfigError, ExportError, RunError, TrainError
 from autoslim.export import export_onnx, has_onnx, load_subnet, load_tensors, save_subnet, save_tensors, verify_onnx
 from autoslim.files import append_record, keep_records, read_json, read_records, write_json, write_whole
-from autoslim.judge import SCORES, Judge, evaluate
-from autoslim.latency import measure_latency
+from autoslim.inspection import searched_space
+from autoslim.judge import SCORES, Judge, evaluate, make_judge
+from autoslim.latency import latencies, spread
 from autoslim.models import build_model
+from autoslim.path import read_path
 from autoslim.progress import Progress
 from autoslim.recipe import Recipe, RetrainRecipe
 from autoslim.report import has_plotly, render_report
 from autoslim.run import Run, begin_run
+from autoslim.runtimes import find_runtime
 from autoslim.slicing import extract
 from autoslim.slim import exchange_bins, greedy_slim, uniform_like, widths_within
 from autoslim.space import ChannelSpace, SlimStep, Widths
@@ -117,10 +121,9 @@ class Job:
         """Write a subnet, or a whole `SwitchableNet`, with the name of the network it comes from."""
         save_subnet(directory, net, space, widths, model=self.config.model, model_args=self.config.model_args)
 
-    def figures(self, widths: Mapping[str, int], space: ChannelSpace | None = None) -> dict[str, int]:
-        """MACs, parameters and memory of widths."""
-        costs = self.costs if space is None else {name: make(space) for name, make in COSTS.items()}
-        return {name: int(cost(widths)) for name, cost in costs.items()}
+    def figures(self, widths: Mapping[str, int], space: ChannelSpace | None = None) -> dict[str, float]:
+        """What widths cost, by metric."""
+        return figures_of(self.costs if space is None else costs_of(space), widths)
 
 
 # --- preparation -------------------------------------------------------------------------------------------------
@@ -140,12 +143,17 @@ def prepare(run: Run, progress: Progress) -> Job:
     example = torch.zeros(1, *data.image_shape)
     every = trace(model, example, **config.space.wishes())
     _check_output(config, model, example, data)
-    space = every.with_choices(config.space.bins, config.space.divisor, config.space.min_ratio)
-    costs = {name: make(space) for name, make in COSTS.items()}
-    budgets = _budgets(config, space, costs)
     if config.train.channels_last:
         model = model.to(memory_format=torch.channels_last)
-    net = build_net(config, model.to(device), space)
+    model = model.to(device)
+    find_runtime(config.latency.runtime)
+    wanted = config.slim.budgets if config.system == "autoslim" else ()
+    space, latency = searched_space(
+        config, model, every, example.to(device), budgets=wanted, progress=progress, kept=run.latency_table
+    )
+    costs = costs_of(space) | ({LATENCY: latency} if latency is not None else {})
+    budgets = _budgets(config, space, costs)
+    net = build_net(config, model, space)
     trained = run.supernet / "model.safetensors"
     if trained.exists():
         load_unshared(net, load_tensors(trained)[0])
@@ -153,16 +161,15 @@ def prepare(run: Run, progress: Progress) -> Job:
     for recipe in (config.train, config.retrain):
         job.batches(data.train, recipe.batch_size, recipe)  # names an augmentation or a batch size that cannot be
     begin_run(run, space.to_json())
+    if latency is not None and not run.latency_table.exists():
+        latency.table.save(run.latency_table)
     return job
 
 
 def _budgets(config: Config, space: ChannelSpace, costs: Mapping[str, Cost]) -> list[Budgeted]:
     """What is asked for, from the highest cost on: budgets of a search, or the width ratios of the other systems."""
     if config.system == "autoslim":
-        budgets = []
-        for text in config.slim.budgets:
-            budget = Budget.parse(text)
-            budgets.append(Budgeted(text, costs[budget.metric], budget.limit(costs[budget.metric], space)))
+        budgets = [Budgeted(text, *resolve_budget(text, space, costs)) for text in config.slim.budgets]
         return sorted(budgets, key=lambda b: -b.limit / b.cost(space.full()))
     if min(config.ratios) < config.space.min_ratio:
         raise ConfigError(
@@ -281,36 +288,38 @@ def slim_stage(job: Job) -> None:
     if job.config.system != "autoslim":
         _take_ratios(job)
         return
-    if all((job.run.subnet(budget.text) / "metrics.json").exists() for budget in job.budgets):
+    if all("found" in _metrics(job, budget.text).get("accuracy", {}) for budget in job.budgets):
         job.progress.say(f"search: done before, {job.run.slim_log}")
         return
     assert isinstance(job.net, Supernet)
     steps = read_path(job.run, job.space, job.costs["macs"])
     images = job.held_out()
-    judge, accuracy_of = Judge(job.net, images, job.config.slim.score), Judge(job.net, images, "accuracy")
+    slim = job.config.slim
+    judge = make_judge(slim.judge, job.net, images, slim.score, slim.confidence, int(slim.keep_gb * 1e9))
     start = steps[-1].widths if steps else job.space.full()
-    # the cost only says when to stop, and each budget may be on another metric: so walk on until all are met
+    # each budget may be on another metric: the walk ends when all are met, and weighs the one that is farthest away
     path = greedy_slim(
         job.space,
         judge,
-        job.costs["macs"],
-        [job.costs["macs"](job.space.smallest())],
-        rule=job.config.slim.rule,
+        JointCost((budget.cost, budget.limit) for budget in job.budgets),
+        [1.0],
+        rule=job.config.slim.step_rule,
         start=start,
         on_candidate=lambda group, score: advance(_share_done(job, current, group), f"step {len(steps) + 1}"),
     )
     current = start
     with job.progress.bar("search", 1.0) as advance:
-        while not _all_met(job, current):
-            step = next(path)
+        for step in path:
             steps.append(step)
             current = step.widths
-            record = {"group": step.group, "width": current[step.group], "cost": step.cost, "score": step.score}
-            append_record(job.run.slim_log, record | {"accuracy": accuracy_of(current)})
+            macs = job.costs["macs"](current)
+            record = {"group": step.group, "width": current[step.group], "cost": macs, "score": step.score}
+            correct, seen = judge.also_of(current)
+            append_record(job.run.slim_log, record | {"accuracy": correct, "images": seen})
     supernet = read_json(job.run.supernet / "metrics.json")
     for budget in job.budgets:
-        directory = job.run.subnet(budget.text)
-        if (directory / "metrics.json").exists():
+        directory, known = job.run.subnet(budget.text), _metrics(job, budget.text)
+        if "found" in known.get("accuracy", {}):
             continue
         widths = widths_within(job.space, steps, budget.cost, budget.limit)
         assert widths is not None, "the walk went on until every budget was met"
@@ -322,7 +331,8 @@ def slim_stage(job: Job) -> None:
         write_whole(directory / "widths.json", widths.to_json())
         found = net_at(job.net, budget.text, widths, job.calibration())
         accuracy = {"supernet": supernet["accuracy"], "found": evaluate(found, job.test())}
-        metrics = {"budget": budget.text, **job.figures(widths), "accuracy": accuracy}
+        accuracy = known.get("accuracy", {}) | accuracy  # one taken from the path may have been retrained before
+        metrics = known | {"budget": budget.text, **job.figures(widths), "accuracy": accuracy}
         write_json(directory / "metrics.json", metrics | ({"exchanges": moves} if moves else {}))
 
 
@@ -397,7 +407,7 @@ def _plans(job: Job, budget: str) -> list[_Plan]:
     widths = Widths.from_json((directory / "widths.json").read_text())
     plans = [_Plan("retrained", budget, directory, job.space, widths)]
     if job.config.retrain.uniform and job.config.system == "autoslim":
-        ratio, uniform = uniform_like(job.every, COSTS["macs"](job.every), metrics["macs"])
+        ratio, uniform = uniform_like(job.every, MacCost(job.every), metrics["macs"])
         figures = {"macs": job.figures(uniform, job.every)["macs"], "ratio": round(ratio, 4)}
         if metrics.get("uniform") != figures:
             write_json(directory / "metrics.json", metrics | {"uniform": figures})
@@ -412,7 +422,7 @@ def export_stage(job: Job) -> None:
     supernet = job.run.supernet / "metrics.json"
     metrics = read_json(_need(supernet, "train"))
     if "latency_ms" not in metrics:
-        metrics["latency_ms"] = measure_latency(extract(job.model, job.space, job.space.full()), example)
+        metrics |= _measured(job, extract(job.model, job.space, job.space.full()))
         write_json(supernet, metrics)
     wants_onnx = has_onnx() if job.config.export.onnx == "auto" else job.config.export.onnx
     if job.config.export.onnx == "auto" and not wants_onnx:
@@ -423,7 +433,7 @@ def export_stage(job: Job) -> None:
             metrics = read_json(directory / "metrics.json")
             net = load_subnet(_need(directory / "model.safetensors", "retrain").parent, _builder(job)).to(job.device)
             if "latency_ms" not in metrics:
-                metrics["latency_ms"] = measure_latency(net, example)
+                metrics |= _measured(job, net)
                 write_json(directory / "metrics.json", metrics)
             if wants_onnx and "onnx" not in metrics:
                 net = net.cpu()
@@ -432,6 +442,13 @@ def export_stage(job: Job) -> None:
                 metrics["onnx"] = {"max_relative_difference": difference}
                 write_json(directory / "metrics.json", metrics)
             advance(index + 1, budget.text)
+
+
+def _measured(job: Job, net: nn.Module) -> dict[str, float]:
+    """The real latency of a net in the runtime of the run, end to end."""
+    latency = job.config.latency
+    samples = latencies(net, job.example(), latency.runtime, latency.threads)
+    return {"latency_ms": statistics.median(samples), "latency_spread_ms": spread(samples)}
 
 
 def report_stage(job: Job) -> dict[str, Any]:
@@ -446,6 +463,7 @@ def report_stage(job: Job) -> dict[str, Any]:
     results = {
         "model": job.config.model,
         "system": job.config.system,
+        "latency": {"runtime": job.config.latency.runtime, "threads": _threads(job)},
         "full": full,
         "subnets": [{**subnet, "uniform": subnet.get("uniform")} for subnet in subnets],
     }
@@ -558,21 +576,6 @@ def _shared(recipe: Recipe) -> dict[str, Any]:
     return {field.name: getattr(recipe, field.name) for field in fields(Recipe)}
 
 
-def read_path(run: Run, space: ChannelSpace, cost: Cost) -> list[SlimStep]:
-    """The greedy steps written so far; `RunError` if the file is none of this space."""
-    widths, steps = space.full(), []
-    for number, record in enumerate(read_records(run.slim_log), start=1):
-        group = str(record.get("group"))
-        following = space.narrowed(widths, group) if group in space.groups else None
-        if following is None or following[group] != record.get("width"):
-            raise RunError(
-                f"{run.slim_log}, line {number} does not follow from the ones before; delete it to search again"
-            )
-        widths = following
-        steps.append(SlimStep(group, widths, cost(widths), float(record["score"])))
-    return steps
-
-
 def read_exchanges(
     log: Path, space: ChannelSpace, budget: Budgeted, widths: Widths
 ) -> tuple[list[dict[str, Any]], Widths]:
@@ -603,8 +606,14 @@ def _builder(job: Job) -> Callable[[], nn.Module]:
     return lambda: fresh_model(job.config)
 
 
-def _all_met(job: Job, widths: Widths) -> bool:
-    return all(budget.cost(widths) <= budget.limit for budget in job.budgets)
+def _threads(job: Job) -> int:
+    return job.config.latency.threads or job.config.threads or torch.get_num_threads()
+
+
+def _metrics(job: Job, budget: str) -> dict[str, Any]:
+    """What is known of the net of a budget so far."""
+    path = job.run.subnet(budget) / "metrics.json"
+    return dict(read_json(path)) if path.exists() else {}
 
 
 def _share_done(job: Job, widths: Widths, group: str) -> float:
@@ -626,6 +635,13 @@ def _need(path: Path, stage: str) -> Path:
     if not path.exists():
         raise RunError(f"{path} is missing: first run `autoslim {stage}` on this run directory")
     return path
+
+
+def _path_record(job: Job) -> list[dict[str, Any]]:
+    """Every step of the search with what its net costs."""
+    records = read_records(job.run.slim_log)
+    steps = read_path(job.run, job.space, job.costs["macs"])
+    return [record | job.figures(step.widths) for record, step in zip(records, steps, strict=True)]
 
 
 def _report_record(job: Job, results: Mapping[str, Any]) -> dict[str, Any]:
@@ -659,6 +675,7 @@ def _report_record(job: Job, results: Mapping[str, Any]) -> dict[str, Any]:
         **run.provenance,
         "device": config.device,
         "threads": config.threads,
+        "runtime": config.latency.runtime,
         "seed": config.seed,
         "data": {
             "source": config.data.source,
@@ -673,7 +690,7 @@ def _report_record(job: Job, results: Mapping[str, Any]) -> dict[str, Any]:
         "slimmable_macs": slimmable_share(job.space),
         "groups": [asdict(group) for group in job.space.groups.values()],
         "subnets": subnets,
-        "path": [record | {"macs": int(record["cost"])} for record in read_records(run.slim_log)],
+        "path": _path_record(job),
         "score_name": _SCORE_NAMES[config.slim.score],
         "training": [{"stage": stage, "epochs": epochs} for stage, epochs in trainings.items()],
         "frozen": [asdict(note) for note in job.space.notes],

@@ -23,6 +23,7 @@ from autoslim.space import Reason
 
 End = tuple[Tensor, int]  # an axis of a tensor
 Factor = Labels | End | int
+Made = tuple[tuple[int, ...], Sequence[Labels | None]]  # shape and labels of a tensor
 
 
 _LONGEST = 32768
@@ -45,6 +46,9 @@ class RawOperation:
     produced: Labels | None
     weight: str  # name of its parameter, "" if both sides are activations
     incoming: int  # channels that each output channel sees
+    signature: str  # what it is, but for the sizes that follow
+    number: int  # of operators before it
+    starts: bool  # the module was called just before, and nothing else in between
 
 
 _Known = TypeVar("_Known")
@@ -87,12 +91,14 @@ class Recorder:
     needs: list[tuple[Labels, int]] = field(default_factory=list)  # so many of these must be kept
     trail: list[tuple[str, str]] = field(default_factory=list)  # operators that saw channels, and their modules
     trains_alike: bool = False  # channels go through the same operators in training and in evaluation
+    outputs: list[tuple[str, list[Made]]] = field(default_factory=list)  # operators, and the results of each
     axes: dict[str, list[Labels | None]] = field(default_factory=dict)
     operations: list[RawOperation] = field(default_factory=list)
     attributes: dict[tuple[str, str], tuple[tuple[Labels, ...], bool]] = field(default_factory=dict)
     modules: list[tuple[str, nn.Module]] = field(default_factory=list)  # the stack of modules being called
     used: set[str] = field(default_factory=set)  # parameters and buffers that were read
     flat: set[str] = field(default_factory=set)  # parameters that are one long row
+    entered: str = ""  # the module called last, if nothing was multiplied since
     operator: str = ""  # the last one that was run, or is being run, and the module it is in
     path: str = ""
     results: deque[Any] = field(default_factory=lambda: deque(maxlen=8))  # of the last operators
@@ -450,8 +456,9 @@ class Recorder:
         outputs: Sequence[Factor],
         produced: Labels | None,
         groups: int,
+        detail: str = "",
     ) -> None:
-        """A convolution or product happened: its MACs are the product of `factors`."""
+        """A convolution or product happened: its MACs are the product of `factors`. `detail`: kernel, stride ..."""
         scale, follows = self._split(factors)
         output_scale, output_follows = self._split(outputs)
         source = "" if weight is None else self._origin(weight)
@@ -462,8 +469,23 @@ class Recorder:
         if produced is not None and self.is_free(name):
             self.freed.append(produced)
         incoming = weight.shape[1] if weight is not None else 0
+        signature = f"{kind} {detail}".rstrip() + f" x{scale}>{output_scale}"
+        starts, self.entered = bool(path) and path == self.entered, ""
         self.operations.append(
-            RawOperation(name, kind, scale, follows, output_scale, output_follows, produced, source, incoming)
+            RawOperation(
+                name=name,
+                kind=kind,
+                scale=scale,
+                factors=follows,
+                output_scale=output_scale,
+                outputs=output_follows,
+                produced=produced,
+                weight=source,
+                incoming=incoming,
+                signature=signature,
+                number=len(self.outputs),
+                starts=starts,
+            )
         )
 
     def _split(self, factors: Sequence[Factor]) -> tuple[int, tuple[Labels, ...]]:

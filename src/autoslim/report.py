@@ -25,7 +25,13 @@ _RETRAINED, _UNIFORM, _FOUND, _SEARCH = "#1d5fbf", "#b8500c", "#0b7a75", "#858d9
 _BUDGET_COLOURS = ("#7a3fb0", "#0b7a75", "#b02a5b", "#6b6a12", "#2f6db5", "#a3541a", "#4b5563", "#1b7f3b")
 _KEPT_SCALE = [[0, "#f4f8fe"], [1, "#6aa0ea"]]  # report.css shows the same; dark text is readable on all of it
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
-_METRICS = {"macs": "MACs", "params": "parameters", "memory": "memory", "latency_ms": "latency"}
+_METRICS = {
+    "macs": "MACs",
+    "params": "parameters",
+    "memory": "memory",
+    "peak_memory": "peak memory",
+    "latency_ms": "latency",
+}
 _LOSS = 0.01  # accuracy that a net may lose and still be called as good as the full net
 _FOLD = 12  # names in one cell before the rest is folded away
 
@@ -607,6 +613,8 @@ def _hover(name: str, net: Record, kind: str, full: Record) -> str:
         lines.append(f"{_count(net['params'])} parameters ({_share(net['params'], full['params'])})")
     if net.get("latency_ms") is not None:
         lines.append(f"{_milliseconds(net['latency_ms'])} latency")
+    if net.get("latency_predicted_ms") is not None:
+        lines.append(f"{_milliseconds(net['latency_predicted_ms'])} predicted")
     return "<br>".join(lines)
 
 
@@ -651,6 +659,10 @@ def _search_trace(record: Record, *, is_loss: bool) -> Figure:
         score = -step["score"] if is_loss else step.get("accuracy", step["score"])
         shown = f"{score:.4g}" if is_loss else f"{score:.1%}"
         text = f"<b>step {number}</b>, {_label(group)}{change}<br>{_count(step['macs'])} MACs<br>{shown} {word}"
+        if "params" in step:
+            text += f"<br>{_count(step['params'])} parameters"
+        if "latency_predicted_ms" in step:
+            text += f"<br>{_milliseconds(step['latency_predicted_ms'])} predicted latency"
         points.append((step["macs"], score, text))
     name = "Loss" if is_loss else "Search path (held-out images)"
     line = {"color": _SEARCH, "width": 2}
@@ -866,6 +878,8 @@ def _results_row(name: str, net: Record, full: Record, accuracies: Iterable[str]
     for metric in ("macs", "params", "memory", "latency_ms"):
         value = net.get(metric)
         text = _milliseconds(value) if metric == "latency_ms" else _count(value)
+        if metric == "latency_ms" and net.get("latency_predicted_ms") is not None:
+            text += f"<small>predicted {_milliseconds(net['latency_predicted_ms'])}</small>"
         beside = "" if net is full or value is None else f"<small>{_share(value, full.get(metric))}</small>"
         costs.append(text + beside)
     cells = "".join(f"<td{_muted(cell)}>{cell}</td>" for cell in (*costs, *accuracies))

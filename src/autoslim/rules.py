@@ -506,7 +506,19 @@ def _convolution(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[s
     batch = (source, 0) if channel == 1 else 1
     outputs = (batch, outgoing, *((out, axis) for axis in range(channel + 1, out.ndim)))
     kernel = math.prod(weight.shape[2:])
-    rec.operation("conv", weight, (kernel, *spatial, batch, (weight, 0), (weight, 1)), outputs, outgoing, groups)
+    detail = _in_words(weight, args[3], groups, [out.shape[axis] for axis in range(channel + 1, out.ndim)])
+    factors = (kernel, *spatial, batch, (weight, 0), (weight, 1))
+    rec.operation("conv", weight, factors, outputs, outgoing, groups, detail)
+
+
+def _in_words(weight: Tensor, stride: Any, groups: int, spatial: Sequence[int]) -> str:
+    """Kernel, stride, kind of groups and output size of a convolution: 3x3/2 depthwise to 56x56."""
+    steps = {int(step) for step in stride}
+    strided = (
+        "" if steps == {1} else f"/{'x'.join(str(int(step)) for step in stride) if len(steps) > 1 else max(steps)}"
+    )
+    grouped = "" if groups == 1 else " depthwise" if weight.shape[1] == 1 else " grouped"
+    return f"{'x'.join(map(str, weight.shape[2:]))}{strided}{grouped} to {'x'.join(map(str, spatial))}"
 
 
 def _entry(argument: Any, index: int) -> int:

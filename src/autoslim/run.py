@@ -9,7 +9,7 @@ import re
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,11 @@ class Run:
         """One line per exchange of bins after the greedy steps."""
         return self.subnet(budget) / "exchange.jsonl"
 
+    @property
+    def latency_table(self) -> Path:
+        """The latency table that budgets of this run were taken by, if there are any."""
+        return self.root / "latency.csv"
+
     def joint(self, kind: str) -> Path:
         """Directory of an S-Net of the nets found ("retrained"), or of the uniform ones."""
         return self.root / "joint" / kind
@@ -83,8 +88,8 @@ def open_run(root: Path, config: Config) -> Run:
     """A run directory that is still empty, or the one that was begun with this configuration.
 
     Nothing is written before `begin_run`, and until something was computed the configuration may change. Raises
-    `RunError`, naming the keys that differ, if it was begun with another one. `threads` left open in `config` are those
-    the run was begun with.
+    `RunError`, naming the keys that differ, if it was begun with another one; only the budgets may change at any time,
+    for the path of the search is kept. `threads` left open in `config` are those the run was begun with.
     """
     slugs = [_slug(budget) for budget in config.slim.budgets]
     if len(set(slugs)) < len(slugs):
@@ -100,8 +105,8 @@ def open_run(root: Path, config: Config) -> Run:
         config = config.model_copy(update={"threads": run.config.threads})
     before, after = _flat(run.config.plain()), _flat(config.plain())
     different = [key for key in {**before, **after} if before.get(key) != after.get(key)]
-    if not different:
-        return run
+    if not set(different) - {"slim.budgets"}:
+        return replace(run, config=config)
     if not run.supernet.exists():
         return _new_run(root, config)
     first = ", ".join(f"{key} is {before.get(key)!r} there and {after.get(key)!r} now" for key in different[:3])
@@ -113,12 +118,19 @@ def begin_run(run: Run, space_json: str) -> None:
     """Write `config.yaml` and `space.json`, once everything that can be checked beforehand was."""
     if not run.supernet.exists():
         write_whole(run.space, space_json)
-        provenance = yaml.safe_dump({"provenance": dict(run.provenance)}, sort_keys=False)
-        write_whole(run.root / "config.yaml", run.config.to_yaml() + provenance)
+    keep_config(run)
 
 
 def _new_run(root: Path, config: Config) -> Run:
     return Run(root, config.model_copy(update={"threads": config.threads or _available_cpus()}), provenance())
+
+
+def keep_config(run: Run) -> None:
+    """Write `config.yaml`, unless it says the same already."""
+    provenance = yaml.safe_dump({"provenance": dict(run.provenance)}, sort_keys=False)
+    path, text = run.root / "config.yaml", run.config.to_yaml() + provenance
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        write_whole(path, text)
 
 
 def read_run(root: Path) -> Run:

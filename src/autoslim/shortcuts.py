@@ -11,9 +11,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 _UNARY = frozenset(
     (
@@ -32,7 +31,8 @@ def shaped(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return None
     name = func.overloadpacket.__name__
     if name == "native_batch_norm":
-        return torch.empty_like(source), source.new_empty(source.shape[1]), source.new_empty(source.shape[1])
+        saved = source.shape[1] if args[5] else 0  # no statistics are kept in evaluation
+        return torch.empty_like(source), source.new_empty(saved), source.new_empty(saved)
     if name == "native_layer_norm":
         shape = tuple(args[1])
         if tuple(source.shape[-len(shape) :]) != shape or any(
@@ -40,7 +40,8 @@ def shaped(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         ):
             return None
         statistics = source.new_empty((*source.shape[: -len(shape)], *[1] * len(shape)))
-        return torch.empty_like(source), statistics, torch.empty_like(statistics)
+        plain = torch.empty_like(source, memory_format=torch.contiguous_format)
+        return plain, statistics, torch.empty_like(statistics)
     in_place = name.endswith("_")
     plain = name.removesuffix("_")
     if plain in _UNARY and func._overloadname == "default":
@@ -76,25 +77,6 @@ def _fits(small: Tensor, large: Tensor) -> bool:
     """Does a tensor take the shape of another by broadcasting?"""
     pairs = zip(reversed(small.shape), reversed(large.shape), strict=False)
     return small.ndim <= large.ndim and all(a in (1, b) for a, b in pairs)
-
-
-class Shortcuts(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own base
-    """A forward pass on meta, quicker, that leaves a trail: the operators run, and the parameters given to them."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        named = (*model.named_parameters(), *model.named_buffers())
-        self._named = {id(tensor): (name, tensor) for name, tensor in named}  # held: an id may not come again
-        self.trail: list[tuple[str, ...]] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        tensors = [arg for arg in args if isinstance(arg, Tensor)]
-        if not tensors or tensors[0].ndim:  # counters of batches are no part of it
-            name = "batch_norm" if "batch_norm" in func.overloadpacket.__name__ else func.overloadpacket.__name__
-            self.trail.append((name, *(self._named[id(arg)][0] for arg in tensors if id(arg) in self._named)))
-        result = shaped(func, args, kwargs)
-        return func(*args, **kwargs) if result is None else result
 
 
 class NoDetours(TorchFunctionMode):

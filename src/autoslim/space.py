@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from itertools import chain
@@ -206,7 +206,8 @@ class Axis:
 class Operation:
     """A convolution, linear layer or matrix product: its MACs are `scale` times the kept sizes of `factors`.
 
-    `outputs` and `output_scale` give the number of elements of its result in the same way. `name` is the module.
+    `outputs` and `output_scale` give the number of elements of its result in the same way. `name` is the module that
+    runs it.
     """
 
     name: str
@@ -216,6 +217,21 @@ class Operation:
     output_scale: int
     outputs: tuple[Axis, ...]
     is_cuttable: bool = False  # its output channels can be cut
+    signature: str = ""  # what its latency depends on besides the sizes of `factors`, what runs after it included
+    starts: bool = False  # it is the first thing that the module `name` runs, which is called by itself
+
+
+@dataclass(frozen=True)
+class Activation:
+    """A tensor of a forward pass with memory of its own: `scale` times the kept sizes of `axes` elements.
+
+    It is alive while the operators number `first` to `last` run, in the order of the pass.
+    """
+
+    scale: int
+    axes: tuple[Axis, ...]
+    first: int
+    last: int
 
 
 @dataclass(frozen=True)
@@ -271,9 +287,11 @@ class ChannelSpace:
     """All channel groups of a model, the tensors they cut, and what could not be slimmed.
 
     `groups` may be given as a mapping or as an iterable of `ChannelGroup`. `parameters` and `buffers` hold the axes of
-    every tensor of the model, under its first name when it is shared. `remarks` says how the model had to be traced, if
-    not in the usual way. `mixing` lists the operators that see all channels at once (layer normalisation, a channel
-    shuffle): there, a narrow net computes something else than the full net with the missing channels set to zero.
+    every tensor of the model, under its first name when it is shared. `activations`: what lives how long in a forward
+    pass in evaluation mode, the input included; empty where that could not be told. `remarks` says how the model had to
+    be traced, if not in the usual way. `mixing` lists the operators that see all channels at once (layer normalisation,
+    a channel shuffle): there, a narrow net computes something else than the full net with the missing channels set to
+    zero.
     """
 
     groups: Mapping[str, ChannelGroup]
@@ -281,6 +299,7 @@ class ChannelSpace:
     buffers: Mapping[str, tuple[Axis, ...]] = field(default_factory=dict, repr=False)
     operations: tuple[Operation, ...] = field(default=(), repr=False)
     attributes: tuple[Attribute, ...] = field(default=(), repr=False)
+    activations: tuple[Activation, ...] = field(default=(), repr=False)
     notes: tuple[Note, ...] = ()
     remarks: tuple[str, ...] = ()
     mixing: tuple[str, ...] = ()
@@ -331,20 +350,47 @@ class ChannelSpace:
             if widths[name] not in group.choices:
                 raise SpaceError(f"group {name!r} cannot have width {widths[name]}; choices: {_short(group.choices)}")
 
-    def with_choices(self, bins: int = 12, divisor: int = 8, min_ratio: float = 1 / 6) -> ChannelSpace:
+    def with_choices(self, bins: int | str = 12, divisor: int = 8, min_ratio: float = 1 / 6) -> ChannelSpace:
         """Thin the choices out to about `bins` multiples of `divisor`, none below `min_ratio` of the size.
 
-        A bin is `max(divisor, divisor * round(size / bins / divisor))` channels, counted down from the size (the
-        published channel lists obey this). Where the model allows fewer widths (a grouped convolution), the nearest
-        allowed ones are taken.
+        A bin is `max(divisor, divisor * round(size / bins / divisor))` channels, counted down from the size. "size:32"
+        gives bins of so many channels (rounded to a multiple of `divisor`) whatever the size. "paper" is 12 bins of
+        multiples of 8, which the published channel lists obey. Hardware may like a `divisor` of 16 or 32 better. Where
+        the model allows fewer widths (a grouped convolution), the nearest allowed ones are taken.
         """
-        if bins < 1 or divisor < 1 or not 0 < min_ratio <= 1:
+        if bins == "paper":
+            bins, divisor = 12, 8
+        count, size = parse_bins(bins)
+        if divisor < 1 or not 0 < min_ratio <= 1:
             raise SpaceError(
-                f"bins and divisor must be at least 1 and min_ratio in (0, 1], got bins={bins}, divisor={divisor}, "
-                f"min_ratio={min_ratio}"
+                f"divisor must be at least 1 and min_ratio in (0, 1], got divisor={divisor}, min_ratio={min_ratio}"
             )
-        groups = {name: _binned(group, bins, divisor, min_ratio) for name, group in self.groups.items()}
+
+        def bin_size(full: int) -> int:
+            return max(divisor, divisor * round((full / count if size is None else size) / divisor))
+
+        groups = {name: _binned(group, bin_size(group.size), divisor, min_ratio) for name, group in self.groups.items()}
         return replace(self, groups=groups)
+
+    def with_steps(self, cost: Callable[[Widths], float], least: float = 0.5) -> ChannelSpace:
+        """Only the widths at which a measured `cost` (a `LatencyCost`, say) steps down, with all else at full width.
+
+        Counted down from the size, a width stays if it saves at least `least` of what so many channels of its group
+        save on average; the size and the smallest choice always do.
+        """
+        full = self.full()
+
+        def stepped(group: ChannelGroup) -> ChannelGroup:
+            costs = {choice: cost(full.replaced(group.name, choice)) for choice in group.choices}
+            narrowest, kept = group.choices[0], [group.size]
+            per_channel = (costs[group.size] - costs[narrowest]) / max(1, group.size - narrowest)
+            for choice in reversed(group.choices[1:-1]):
+                saved = costs[kept[-1]] - costs[choice]
+                if saved > 0 and saved >= least * per_channel * (kept[-1] - choice):
+                    kept.append(choice)
+            return replace(group, choices=tuple(sorted({*kept, narrowest})))
+
+        return replace(self, groups={name: stepped(group) for name, group in self.groups.items()})
 
     def restricted(self, lowest: Mapping[str, int]) -> ChannelSpace:
         """The space without the choices of some groups that lie below the widths given."""
@@ -391,6 +437,7 @@ class ChannelSpace:
             buffers=thawed(self.buffers),
             operations=tuple(operations),
             attributes=tuple(a for a in attributes if any(axis.groups for axis in a.axes)),
+            activations=tuple(replace(a, axes=tuple(map(without, a.axes))) for a in self.activations),
             notes=tuple(notes),
             remarks=self.remarks,
             mixing=self.mixing,
@@ -415,6 +462,8 @@ class ChannelSpace:
                     "output_scale": o.output_scale,
                     "outputs": [axis.to_list() for axis in o.outputs],
                     "is_cuttable": o.is_cuttable,
+                    "signature": o.signature,
+                    "starts": o.starts,
                 }
                 for o in self.operations
             ],
@@ -422,6 +471,7 @@ class ChannelSpace:
                 {"module": a.module, "name": a.name, "axes": [x.to_list() for x in a.axes], "is_tuple": a.is_tuple}
                 for a in self.attributes
             ],
+            "activations": [[a.scale, a.first, a.last, *(axis.to_list() for axis in a.axes)] for a in self.activations],
             "notes": [asdict(note) for note in self.notes],
             "remarks": list(self.remarks),
             "mixing": list(self.mixing),
@@ -444,6 +494,10 @@ class ChannelSpace:
                 for o in record["operations"]
             )
             attributes = tuple(Attribute(**{**a, "axes": _axes(a["axes"])}) for a in record["attributes"])
+            activations = tuple(
+                Activation(scale, _axes(axes), first, last)
+                for scale, first, last, *axes in record.get("activations", ())
+            )
             notes = tuple(Note(**note) for note in record["notes"])
             remarks, mixing = (tuple(record.get(key, ())) for key in ("remarks", "mixing"))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -454,6 +508,7 @@ class ChannelSpace:
             buffers=tensors["buffers"],
             operations=operations,
             attributes=attributes,
+            activations=activations,
             notes=notes,
             remarks=remarks,
             mixing=mixing,
@@ -480,8 +535,15 @@ def _short(choices: tuple[int, ...]) -> str:
     return f"{', '.join(map(str, choices[:4]))}, ..., {choices[-1]} ({len(choices)} in all)"
 
 
-def _binned(group: ChannelGroup, bins: int, divisor: int, min_ratio: float) -> ChannelGroup:
-    bin_size = max(divisor, divisor * round(group.size / bins / divisor))
+def parse_bins(bins: int | str) -> tuple[int, int | None]:
+    """How many bins a group is to have, and how many channels a bin, if that was asked for; `SpaceError` otherwise."""
+    kind, _, number = str(bins).rpartition(":")
+    if kind in ("", "size") and number.isdigit() and int(number) > 0:
+        return (int(number), None) if not kind else (1, int(number))
+    raise SpaceError(f"bins must be a number of at least 1, 'size:16', or 'paper', got {bins!r}")
+
+
+def _binned(group: ChannelGroup, bin_size: int, divisor: int, min_ratio: float) -> ChannelGroup:
     lowest = min_ratio * group.size
     allowed = [choice for choice in group.choices if choice >= lowest]
     multiples = [choice for choice in allowed if choice % divisor == 0 and choice < group.size]

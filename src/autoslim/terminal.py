@@ -15,6 +15,7 @@ from rich.table import Table
 from autoslim.cost import readable
 from autoslim.progress import Advance, Progress
 from autoslim.published import PublishedNet
+from autoslim.run import Run
 
 _LOG_SECONDS = 10.0  # without a terminal: at most one line per bar in this time
 
@@ -87,6 +88,16 @@ def results_table(results: Mapping[str, Any]) -> Table:
     return table
 
 
+def taken_lines(nets: Sequence[Mapping[str, Any]], run: Run) -> Iterator[str]:
+    """The nets taken from the path of a search, one line each."""
+    for net in nets:
+        where = f"{net['steps']} steps along the search" if "steps" in net else "found before"
+        held_out = net["accuracy"].get("held_out")
+        accuracy = "" if held_out is None else f", {held_out:.1%} on held-out images"
+        figures = f"{readable(net['macs'])} MACs, {readable(net['params'])} params"
+        yield f"{net['budget']}: {figures}{accuracy}; {where}; {run.subnet(net['budget'])}"
+
+
 def published_table(nets: Sequence[PublishedNet]) -> Table:
     """The published nets; the accuracies are the authors' own."""
     table = Table(title="published nets (ImageNet, 224 pixels)")
@@ -121,13 +132,38 @@ def inspect_report(facts: Mapping[str, Any], console: Console) -> None:
         more = f", and {len(facts['mixing']) - 1} more" if len(facts["mixing"]) > 1 else ""
         text = f"cutting channels is not the same as setting them to zero: {facts['mixing'][0]}{more}"
         console.print(f"note: {text}", markup=False, soft_wrap=True)
-    for name in ("macs", "params", "memory"):
+    for name in facts["smallest"]:
         most, least = facts[name], facts["smallest"][name]
         console.print(f"{name}: {readable(most)} in full, {readable(least)} ({least / most:.1%}) at the smallest")
     console.print(f"{facts['slimmable_macs']:.1%} of the MACs are in layers whose output channels can be cut")
     for budget in facts["budgets"]:
         verdict = "can be reached" if budget["reachable"] else budget["reason"]
         console.print(f"budget {budget['budget']}: {verdict}", markup=False, soft_wrap=True)
+
+
+def latency_report(facts: Mapping[str, Any], console: Console, top: int) -> None:
+    """The hot operators of a net, and the whole of it as predicted and as measured."""
+    shown, rest = facts["operators"][:top], facts["operators"][top:]
+    threads = f"{facts['threads']} thread{'s' if facts['threads'] > 1 else ''}"
+    table = Table(title=f"{facts['model']}, {facts['net']}: {facts['runtime']}, {threads}")
+    for name in ("layer", "operator"):
+        table.add_column(name, overflow="fold")
+    for name in ("widths", "ms", "share"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for fact in shown:
+        widths = " ".join(map(str, fact["widths"]))
+        table.add_row(fact["layer"], fact["operator"], widths, f"{fact['ms']:.3f}", f"{fact['share']:.1%}")
+    if rest:
+        ms, share = sum(fact["ms"] for fact in rest), sum(fact["share"] for fact in rest)
+        table.add_row(f"{len(rest)} others", "", "", f"{ms:.3f}", f"{share:.1%}")
+    console.print(table)
+    console.print(
+        f"predicted {facts['predicted_ms']:.2f} ms, measured {facts['measured_ms']:.2f} ms end to end "
+        f"(interquartile range {facts['spread_ms']:.2f} ms)",
+        highlight=False,
+    )
+    about = ", ".join(f"{key} {value}" for key, value in facts["table"].items() if key in ("versions", "machine"))
+    console.print(f"table: {about or 'given'}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _frozen_table(notes: Sequence[Mapping[str, str]]) -> Table:
@@ -145,11 +181,12 @@ def _frozen_table(notes: Sequence[Mapping[str, str]]) -> Table:
 
 
 def _sizes(net: Mapping[str, Any], full: Mapping[str, Any]) -> tuple[str, str, str]:
-    latency = net.get("latency_ms")
+    latency, predicted = net.get("latency_ms"), net.get("latency_predicted_ms")
+    beside = "" if predicted is None else f" ({predicted:.2f} predicted)"
     return (
         f"{readable(net['macs'])} ({net['macs'] / full['macs']:.0%})",
         f"{readable(net['params'])} ({net['params'] / full['params']:.0%})",
-        "-" if latency is None else f"{latency:.2f} ms",
+        f"-{beside}" if latency is None else f"{latency:.2f} ms{beside}",
     )
 
 

@@ -33,12 +33,24 @@ from torch.utils.flop_counter import flop_registry
 
 from autoslim.atoms import FIXED, Atoms, CarriedAtoms, Labels, Mismatch, SettledAtoms
 from autoslim.errors import TraceError, nearest
+from autoslim.lifetimes import Lifetimes, is_silent
 from autoslim.recorder import RawOperation, Recorder, Unsupported, line_of_the_user
 from autoslim.rules import Rule, find_rule, pass_freely
-from autoslim.shortcuts import NoDetours, NoUnrolling, Shortcuts, shaped
+from autoslim.shortcuts import NoDetours, NoUnrolling, shaped
 from autoslim.sizes import SizeMode, mark_attributes
 from autoslim.slicing import copy_module, extract
-from autoslim.space import Attribute, Axis, ChannelGroup, ChannelSpace, Note, Operation, Reason, Span, Widths
+from autoslim.space import (
+    Activation,
+    Attribute,
+    Axis,
+    ChannelGroup,
+    ChannelSpace,
+    Note,
+    Operation,
+    Reason,
+    Span,
+    Widths,
+)
 
 ExampleInput = Tensor | tuple[Any, ...] | Mapping[str, Any]
 
@@ -84,11 +96,11 @@ def trace(
         subject = _prepared(model, example_input)
         recorder = _capture_all(subject, wishes)
         try:
-            space = _proven(subject, _assemble(recorder, model, wishes), recorder)
+            space = _proven(subject, _assemble(recorder, model, wishes, subject), recorder)
         except _Unstable:  # ties met late in the pass may tie more before: once more with what is known
             _walk(subject, subject.passes[0], recorder)
             try:
-                space = _proven(subject, _assemble(recorder, model, wishes), recorder)
+                space = _proven(subject, _assemble(recorder, model, wishes, subject), recorder)
             except _Unstable as error:
                 raise TraceError(f"{type(model).__name__} does something else at each forward pass: {error}") from None
     if not space.groups:
@@ -210,6 +222,7 @@ class _Subject:
     fake: FakeTensorMode | None = None
     remarks: tuple[str, ...] = ()
     trail: Sequence[tuple[str, ...]] = ()  # of operators, in evaluation mode
+    lifetimes: Lifetimes | None = None  # of a pass in evaluation mode
 
     @cached_property
     def passes(self) -> list[_Pass]:
@@ -223,9 +236,9 @@ class _Subject:
             run = _Pass(True, args, kwargs, self.fake)
             with suppress(Exception):
                 model = self.fresh()
-                shortcuts = Shortcuts(model)
-                run.on(model, shortcuts)
-                return found if shortcuts.trail == self.trail else [*found, run]
+                lifetimes = Lifetimes(model)
+                run.on(model, lifetimes)
+                return found if lifetimes.trail == self.trail else [*found, run]
         return found
 
     def fresh(self) -> nn.Module:
@@ -275,6 +288,11 @@ class _LabelMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
         with unset_fake_temporarily():  # labels are real
             self._labelled(rule, func, args, kwargs, result)
         recorder.results.append(result)
+        if not recorder.atoms.is_settled and not is_silent(func):
+            leaves = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+            recorder.outputs.append(
+                (recorder.operator, [(tuple(leaf.shape), recorder.labels(leaf)) for leaf in leaves])
+            )
         return result
 
     def _labelled(self, rule: Rule | None, func: Any, args: Any, kwargs: Any, result: Any) -> None:
@@ -323,7 +341,8 @@ def run_labelled(
 
     def push(module: nn.Module, args: Any) -> None:
         if id(module) in names:
-            recorder.modules.append((names[id(module)], module))
+            recorder.entered = names[id(module)]
+            recorder.modules.append((recorder.entered, module))
 
     def pop(module: nn.Module, args: Any, result: Any) -> None:
         if id(module) in names:
@@ -362,8 +381,10 @@ def _capture(subject: _Subject, wishes: _Wishes, keep_groups: Iterable[str], ren
 
 def _walk(subject: _Subject, run: _Pass, recorder: Recorder) -> None:
     """One pass of a model on labels. Costs are those of the first."""
-    counted = list(recorder.operations)
+    counted, outputs = list(recorder.operations), recorder.outputs
+    recorder.outputs = []
     run_labelled(run, subject.fresh(), recorder)
+    recorder.outputs = outputs or recorder.outputs
     if counted:
         recorder.operations, extra = counted, recorder.operations[len(counted) :]
         seen = {operation.weight for operation in counted}
@@ -439,16 +460,17 @@ def _prepared(model: nn.Module, example_input: ExampleInput) -> _Subject:
         except Exception as error:
             raise TraceError(f"{name} cannot be copied: {_first_line(error)}") from error
         trial = subject.fresh()
-        shortcuts = Shortcuts(trial)
+        lifetimes = Lifetimes(trial)
         try:
-            _Pass(False, subject.args, subject.kwargs, mode).on(trial, shortcuts)
+            _Pass(False, subject.args, subject.kwargs, mode).on(trial, lifetimes)
         except Exception as error:
             failures.append(error)
             continue
         remarks = [f"{name} does not run on the meta device ({_first_line(failures[0])}): {how}"] if failures else []
         if _has_drawn_random_numbers():
             remarks.append(f"{name} draws random numbers in its forward pass: traced along one path that it takes")
-        return dataclasses.replace(subject, remarks=tuple(remarks), trail=shortcuts.trail)
+        lifetimes.finish()
+        return dataclasses.replace(subject, remarks=tuple(remarks), trail=lifetimes.trail, lifetimes=lifetimes)
     raise TraceError(
         f"{name} does not run on the example input of shape {shapes or 'none'}: {_first_line(failures[-1])}"
     ) from failures[-1]
@@ -600,7 +622,7 @@ def _split_kinds(kinds: Labels, roots: Labels, serial: Iterator[int]) -> None:
     kinds[roots] = np.array([next(serial) for _ in found], dtype=np.int64)[inverse] if len(found) else 0
 
 
-def _assemble(recorder: Recorder, model: nn.Module, wishes: _Wishes) -> ChannelSpace:
+def _assemble(recorder: Recorder, model: nn.Module, wishes: _Wishes, subject: _Subject) -> ChannelSpace:
     classes = _Classes(recorder, wishes.is_fixed)
     tensors = {
         kind: {
@@ -614,6 +636,7 @@ def _assemble(recorder: Recorder, model: nn.Module, wishes: _Wishes) -> ChannelS
     }
     operations: list[Operation] = []
     notes: dict[str, Reason] = {}
+    following = _following(recorder)
     for op in recorder.operations:
         axes = {id(labels): classes.axis(labels, len(labels)) for labels in (*op.factors, *op.outputs)}
         produced = None if op.produced is None else classes.axis(op.produced, len(op.produced))
@@ -626,6 +649,8 @@ def _assemble(recorder: Recorder, model: nn.Module, wishes: _Wishes) -> ChannelS
                 output_scale=op.output_scale,
                 outputs=tuple(axes[id(labels)] for labels in op.outputs),
                 is_cuttable=bool(produced and produced.groups),
+                signature=f"{op.signature} {following.get(id(op), '')}".rstrip(),
+                starts=op.starts,
             )
         )
         if produced is not None and not produced.groups:
@@ -651,10 +676,39 @@ def _assemble(recorder: Recorder, model: nn.Module, wishes: _Wishes) -> ChannelS
         buffers=tensors["buffers"],
         operations=tuple(op for op in operations if op.scale),
         attributes=tuple(attributes),
+        activations=_activations(recorder, classes, subject),
         notes=tuple(Note.of(name, reason) for name, reason in notes.items()),
         mixing=tuple(recorder.mixing),
     )
     return _never_empty(space, [(classes.axis(labels, len(labels)), least) for labels, least in recorder.needs])
+
+
+# views and the like: they take no time to speak of
+_FREE = re.compile("empty|view|reshape|t|transpose|permute|slice|select|expand|detach|alias|(un)?squeeze|split.*|chunk")
+
+
+def _following(recorder: Recorder) -> dict[int, str]:
+    """For each operation of evaluation, by id, the operators that run after it, until the next one."""
+    counted = [op for op in recorder.operations if op.scale]
+    ends = [*(op.number for op in counted[1:]), len(recorder.outputs)]
+    runs = {id(op): recorder.outputs[op.number + 1 : end] for op, end in zip(counted, ends, strict=False)}
+    return {key: " ".join(name for name, _ in run if not _FREE.fullmatch(name)) for key, run in runs.items()}
+
+
+def _activations(recorder: Recorder, classes: _Classes, subject: _Subject) -> tuple[Activation, ...]:
+    """What lives how long in a forward pass; nothing if the passes with and without labels did not run the same."""
+    found = subject.lifetimes
+    if found is None or found.operators != [operator for operator, _ in recorder.outputs]:
+        return ()
+    last = len(found.operators) - 1
+    inputs = [leaf for leaf in tree_leaves((subject.args, subject.kwargs)) if isinstance(leaf, Tensor)]
+    activations = [Activation(leaf.numel(), (), 0, last) for leaf in inputs]
+    for life in found.lives:
+        shape, labels = recorder.outputs[life.first][1][life.leaf]
+        axes = [classes.axis(entry, size) for entry, size in zip(labels, shape, strict=True)]
+        scale = math.prod(axis.size for axis in axes if not axis.groups)
+        activations.append(Activation(scale, tuple(axis for axis in axes if axis.groups), life.first, life.last))
+    return tuple(activations)
 
 
 def _never_empty(space: ChannelSpace, needs: Iterable[tuple[Axis, int]]) -> ChannelSpace:
