@@ -9,6 +9,8 @@ a wrong index cannot hide behind a zero or a one, and on an input as small as th
     4 zeroed     ... and the model with the channels left out set to zero, unless an operator sees all channels at once
     5 backward   reaches every parameter of the extracted net that it reaches in the model
     6 depth      share of MACs whose output channels can be cut, and MACs left with every group at half
+    7 round trip of a subnet of random widths in single precision: saved and loaded, torch.export, ONNX and onnxruntime.
+                 Done if asked for; "as the model": what fails, fails with the whole model too
 
 A: 1-5 hold and (cuttable >= 0.95 or left at half <= 0.30). B: 1-5 hold, cuttable >= 0.60. C: 1-5 hold. F: anything else.
 """
@@ -18,10 +20,12 @@ from __future__ import annotations
 import functools
 import math
 import random
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,6 +34,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from autoslim import ChannelSpace, MacCost, Supernet, extract, trace
+from autoslim.export import export_onnx, export_program, load_subnet, save_subnet, verify_onnx
 from autoslim.slicing import copy_module
 from autoslim.tracing import OUTPUT, tensors_in
 
@@ -60,6 +65,7 @@ class Grade:
     zeroed: str = ""
     tolerance: float = TOLERANCE[torch.float64]
     backward: str = ""
+    round_trip: str = ""
     checked: str = "numbers"  # "shapes" for a model too large: capture, proof and depth on meta
     frozen: str = ""  # reasons, most frequent first
     failure: str = ""
@@ -208,7 +214,7 @@ def _shapes(name: str, channels: int, side: int) -> Iterator[Inputs]:
 # --- grading -----------------------------------------------------------------------------------------------------
 
 
-def grade(name: str, family: str = "", *, shapes_only: bool = False) -> Grade:
+def grade(name: str, family: str = "", *, shapes_only: bool = False, round_trip: bool = False) -> Grade:
     """Everything about one model; what goes wrong is part of the grade, never raised."""
     row = Grade(name, family)
     started = time.monotonic()
@@ -221,14 +227,16 @@ def grade(name: str, family: str = "", *, shapes_only: bool = False) -> Grade:
         if not shapes_only:
             randomise(model)
         row.checked = "shapes" if shapes_only else "numbers"
-        _measure(row, model.eval(), inputs)
+        space = _measure(row, model.eval(), inputs)
+        if round_trip and not shapes_only:
+            row.round_trip = check_round_trip(name, model.float(), space, inputs)
     except Exception as error:
         row.failure = f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}"
     row.seconds = round(time.monotonic() - started, 1)
     return row.judge()
 
 
-def _measure(row: Grade, model: nn.Module, inputs: Inputs) -> None:
+def _measure(row: Grade, model: nn.Module, inputs: Inputs) -> ChannelSpace:
     started = time.process_time()  # of one core: what else the machine does is not its time
     space = trace(model, inputs)
     row.trace_s = round(time.process_time() - started, 2)
@@ -239,6 +247,56 @@ def _measure(row: Grade, model: nn.Module, inputs: Inputs) -> None:
     row.frozen = summary_of_notes(space)
     if row.checked == "numbers":
         check_numbers(row, model, space, inputs)
+    return space
+
+
+def check_round_trip(name: str, model: nn.Module, space: ChannelSpace, inputs: Inputs) -> str:
+    """ "yes", or what of a subnet cannot be written and read back, with the reason."""
+    if len(inputs) != 1 or not isinstance(inputs[0], Tensor):
+        return "n/a"
+    image, widths = inputs[0].float(), space.sample(random.Random(7))
+    subnet = extract(model, space, widths).eval()
+    with torch.no_grad():
+        expected = list(tensors_in(subnet(image)))
+    problems = []
+    with tempfile.TemporaryDirectory() as scratch:
+        place = Path(scratch)
+
+        def saved() -> None:
+            save_subnet(place, subnet, space, widths)
+            with torch.no_grad():
+                again = list(tensors_in(load_subnet(place, lambda: build(name).float()).eval()(image)))
+            assert all(torch.equal(a, b) for a, b in zip(again, expected, strict=True)), "differs"
+
+        def exported(net: nn.Module, outputs: list[Tensor] | None) -> None:
+            export_program(net, image, place / "model.pt2")
+            given = list(tensors_in(torch.export.load(place / "model.pt2").module()(image)))
+            for one, other in zip(given, outputs or given, strict=True):
+                assert (one - other).abs().max() <= 1e-4 * other.abs().max(), "differs"
+
+        def as_onnx(net: nn.Module) -> None:
+            export_onnx(net, image, place / "model.onnx")
+            verify_onnx(place / "model.onnx", net, torch.cat([image, image]))
+
+        ways: dict[str, tuple[Callable[[], None], Callable[[], None] | None]] = {
+            "save and load": (saved, None),
+            "torch.export": (lambda: exported(subnet, expected), lambda: exported(model, None)),
+            "ONNX": (lambda: as_onnx(subnet), lambda: as_onnx(model)),
+        }
+        for way, (attempt, with_the_model) in ways.items():
+            reason = _what_fails(attempt)
+            if reason:
+                whole = with_the_model is not None and _what_fails(with_the_model)
+                problems.append(f"{way}: {'as the model: ' if whole else ''}{reason}")
+    return "; ".join(problems) or "yes"
+
+
+def _what_fails(attempt: Callable[[], None]) -> str:
+    try:
+        attempt()
+    except Exception as error:
+        return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:120]}"
+    return ""
 
 
 def cuttable_share(space: ChannelSpace) -> float:

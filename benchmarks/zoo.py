@@ -63,7 +63,8 @@ def _graded(grading: Any, job: dict[str, Any]) -> dict[str, Any]:
                     size = sum(p.numel() for p in grading.build(job["model"], device="meta").parameters())
                 if size > grading.LARGE:
                     return {"postponed": True, "parameters": size}
-            return dataclasses.asdict(grading.grade(job["model"], job["family"], shapes_only=job["shapes_only"]))
+            options = {"shapes_only": job["shapes_only"], "round_trip": job["round_trip"]}
+            return dataclasses.asdict(grading.grade(job["model"], job["family"], **options))
     except Exception as error:
         text = f"{type(error).__name__}: {error}".splitlines()[0][:200]
         return dataclasses.asdict(grading.Grade(job["model"], job["family"], failure=text))
@@ -132,7 +133,9 @@ class Worker:
         self._process = None
 
 
-def grade_all(models: dict[str, str], workers: int, limit: float, rows: dict[str, dict[str, Any]]) -> None:
+def grade_all(
+    models: dict[str, str], workers: int, limit: float, rows: dict[str, dict[str, Any]], round_trip: bool
+) -> None:
     """Grade what has no row yet; large models at the end, one at a time."""
     import grading
 
@@ -169,7 +172,8 @@ def grade_all(models: dict[str, str], workers: int, limit: float, rows: dict[str
                 model, family = jobs.get_nowait()
             except queue.Empty:
                 break
-            answer = worker.ask({"model": model, "family": family, "alone": None, "shapes_only": False}, limit)
+            job = {"model": model, "family": family, "alone": None, "shapes_only": False, "round_trip": round_trip}
+            answer = worker.ask(job, limit)
             if isinstance(answer, dict) and answer.get("postponed"):
                 with lock:
                     large[model] = family, answer["parameters"]
@@ -184,7 +188,8 @@ def grade_all(models: dict[str, str], workers: int, limit: float, rows: dict[str
         thread.join()
     for model, (family, size) in large.items():
         worker = Worker(os.cpu_count() or 1)
-        job = {"model": model, "family": family, "alone": True, "shapes_only": size > grading.TOO_LARGE}
+        job = {"model": model, "family": family, "alone": True, "round_trip": False}
+        job["shapes_only"] = size > grading.TOO_LARGE
         finish(model, family, worker.ask(job, 3 * limit))
         worker.stop()
 
@@ -196,7 +201,7 @@ def read() -> dict[str, dict[str, Any]]:
     if not CSV.exists():
         return {}
     with CSV.open(newline="") as file:
-        return {row["model"]: dict(row) for row in csv.DictReader(file)}
+        return {row["model"]: {"round_trip": "", **row} for row in csv.DictReader(file)}
 
 
 def write(rows: Iterable[dict[str, Any]]) -> None:
@@ -228,6 +233,8 @@ def page(rows: list[dict[str, Any]]) -> str:
         "explained in [benchmarks/grading.py](../benchmarks/grading.py). Double precision, every weight drawn anew, small inputs.",
         "A: correct, and at least 95 % of the MACs can be cut or at most 30 % are left with every group at half. B: correct, at",
         "least 60 % can be cut. C: correct. F: anything raised, hung, differed, or took more than ten seconds to trace.",
+        "Models whose numbers do not fit into 20 GB in double precision are traced, proven and measured on meta: the last",
+        "section names them.",
         "",
     ]
     for title, chosen in (
@@ -251,6 +258,22 @@ def page(rows: list[dict[str, Any]]) -> str:
         lines.append(
             f"| {row['model']} | {row['grade']} | {float(row['cuttable']):.2f} | {float(row['at_half']):.2f} | {why} |"
         )
+    tried = [row for row in rows if row.get("round_trip")]
+    if tried:
+        kept = [row for row in tried if row["round_trip"] in ("yes", "n/a")]
+        lines += [
+            "",
+            "## Round trips",
+            "",
+            f"A subnet of random widths, saved and loaded, through torch.export, and as ONNX in onnxruntime: {len(kept)} of "
+            f"{len(tried)} models tried (`--round-trip`) come back the same. The others:",
+            "",
+            "| model | what does not |",
+            "| --- | --- |",
+            *(f"| {row['model']} | {row['round_trip'].replace('|', '/')} |" for row in tried if row not in kept),
+        ]
+    large = sorted(row["model"] for row in rows if row["checked"] == "shapes")
+    lines += ["", "## Graded on shapes alone", "", f"{len(large)} models: {', '.join(large)}."]
     return "\n".join(lines) + "\n"
 
 
@@ -283,6 +306,7 @@ def main() -> None:
     parser.add_argument("--convnets", action="store_true", help="the 720 convnets of the two")
     parser.add_argument("--one-per-family", action="store_true", help="of what was chosen, the first of each family")
     parser.add_argument("--again", action="store_true", help="grade models that have a row already, too")
+    parser.add_argument("--round-trip", action="store_true", help="also save, load and export a subnet of each")
     parser.add_argument("--page", action="store_true", help="write docs/zoo.md only")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument(
@@ -315,7 +339,7 @@ def main() -> None:
             chosen = {name: family for name, family in chosen.items() if first[family] == name}
         todo = {name: family for name, family in chosen.items() if options.again or name not in rows}
         print(f"{len(chosen)} models, {len(todo)} to grade")
-        grade_all(todo, options.workers, options.limit, rows)
+        grade_all(todo, options.workers, options.limit, rows, options.round_trip)
     PAGE.write_text(page(list(rows.values())))
     print(
         f"{CSV.relative_to(ROOT)} and {PAGE.relative_to(ROOT)}: {dict(Counter(row['grade'] for row in rows.values()))}"
