@@ -48,6 +48,8 @@ if TYPE_CHECKING:
     from autoslim.slim import greedy_slim as greedy_slim
     from autoslim.slim import uniform_like as uniform_like
     from autoslim.slim import widths_within as widths_within
+    from autoslim.sorting import first_order as first_order
+    from autoslim.sorting import sort_channels as sort_channels
     from autoslim.space import ChannelGroup as ChannelGroup
     from autoslim.space import ChannelSpace as ChannelSpace
     from autoslim.space import SlimStep as SlimStep
@@ -75,6 +77,7 @@ _HOMES = {
     "report": ("render_report",),
     "slicing": ("active_attributes", "active_tensors", "extract", "run_subnet"),
     "slim": ("exchange_bins", "greedy_slim", "uniform_like", "widths_within"),
+    "sorting": ("first_order", "sort_channels"),
     "space": ("ChannelGroup", "ChannelSpace", "SlimStep", "Widths"),
     "supernet": ("Supernet", "sandwich_backward"),
     "switchable": ("SwitchableNet", "switch_backward"),

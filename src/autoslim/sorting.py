@@ -1,0 +1,180 @@
+"""Channels in the order of their importance, so that cutting the last ones of a trained net hurts least."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvTransposeNd
+
+from autoslim.errors import SpaceError, nearest
+from autoslim.slicing import check_model, copy_module
+from autoslim.space import Axis, ChannelGroup, ChannelSpace
+from autoslim.tracing import split_input, tensors_in
+
+_SAME = 1e-9  # of the largest output, in double precision
+
+
+def sort_channels(
+    model: nn.Module,
+    space: ChannelSpace,
+    importance: str | Mapping[str, Tensor] = "l1",
+    *,
+    example_input: Any = None,
+) -> tuple[str, ...]:
+    """Put the most important channels of each group first, in place; what the model computes stays the same.
+
+    `importance`: "l1", the sum of the absolute weights that produce a channel (in all layers that do); "gamma", the
+    absolute scales of BatchNorm behind them; or scores (size,) by group, such as `first_order` gives. Pass the space as
+    it was traced: channels between two of its choices belong together and keep their order. Groups whose choices are
+    not equally far apart stay as they are, like those with no score; the names of the groups sorted are returned.
+
+    With an `example_input` each group is sorted on a copy in double precision first, and left alone if that changes the
+    output (a model that does something else with each channel by its number). Raises `SpaceError` for a space of
+    another model, or scores that do not fit.
+    """
+    check_model(model, space)
+    scores = _SCORES[_known(importance)](model, space) if isinstance(importance, str) else dict(importance)
+    done = []
+    for name, group in space.groups.items():
+        score = scores.get(name)
+        block = _block(group)
+        if score is None or block is None:
+            continue
+        if score.shape != (group.size,):
+            raise SpaceError(f"importance of {name!r}: expected shape ({group.size},), got {tuple(score.shape)}")
+        order = score.detach().cpu().double().reshape(-1, block).sum(1).argsort(descending=True, stable=True)
+        ranks = (order[:, None] * block + torch.arange(block)).flatten().tolist()
+        orders = _orders(space, name, ranks)
+        if orders is not None and (example_input is None or _is_harmless(model, orders, example_input)):
+            _apply(model, orders)
+            done.append(name)
+    return tuple(done)
+
+
+def first_order(model: nn.Module, space: ChannelSpace, backward: Callable[[nn.Module], object]) -> dict[str, Tensor]:
+    """How much the loss would change without a channel, to first order: |sum of weight * gradient| of what produces it.
+
+    `backward(model)` is to leave gradients in the parameters (a forward and backward over some batches). (Molchanov et
+    al. 2019.)
+    """
+    model.zero_grad()
+    backward(model)
+    products = {
+        name: parameter.detach() * parameter.grad
+        for name, parameter in model.named_parameters()
+        if parameter.grad is not None
+    }
+    model.zero_grad()
+    return {group: score.abs() for group, score in _summed(model, space, products).items()}
+
+
+def _known(importance: str) -> str:
+    if importance not in _SCORES:
+        raise SpaceError(f"no importance {importance!r}; {nearest(importance, _SCORES)}, or scores by group")
+    return importance
+
+
+def _l1(model: nn.Module, space: ChannelSpace) -> dict[str, Tensor]:
+    return _summed(model, space, {name: parameter.detach().abs() for name, parameter in model.named_parameters()})
+
+
+def _summed(model: nn.Module, space: ChannelSpace, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Values of weights, summed over everything but the channels that they produce, by group."""
+    transposed = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, _ConvTransposeNd)}
+    scores: dict[str, Tensor] = {}
+    for name, value in values.items():
+        axis = 1 if name in transposed else 0
+        if value.ndim < 2 or name not in space.parameters:
+            continue
+        others = [dim for dim in range(value.ndim) if dim != axis]
+        _add(scores, space, space.parameters[name][axis], value.double().sum(others))
+    return scores
+
+
+def _gamma(model: nn.Module, space: ChannelSpace) -> dict[str, Tensor]:
+    scores: dict[str, Tensor] = {}
+    for name, module in model.named_modules():
+        weight = f"{name}.weight" if name else "weight"
+        if isinstance(module, _BatchNorm) and weight in space.parameters:
+            _add(scores, space, space.parameters[weight][0], module.weight.detach().abs().double())
+    return scores
+
+
+_SCORES: dict[str, Callable[[nn.Module, ChannelSpace], dict[str, Tensor]]] = {"l1": _l1, "gamma": _gamma}
+
+
+def _add(scores: dict[str, Tensor], space: ChannelSpace, axis: Axis, values: Tensor) -> None:
+    """Add what is said of the positions of an axis to their ranks."""
+    for group in axis.groups:
+        score = scores.setdefault(group, values.new_zeros(space.groups[group].size))
+        for rank, positions in _positions(axis, group).items():
+            score[rank] += values[positions].sum()
+
+
+def _positions(axis: Axis, group: str) -> dict[int, list[int]]:
+    """Where each rank of a group lies on an axis."""
+    found: dict[int, list[int]] = {}
+    offset = 0
+    for span in axis.spans:
+        if span.group == group:
+            for index in range(span.size):
+                found.setdefault(span.start + index // span.repeat * span.step, []).append(offset + index)
+        offset += span.size
+    return found
+
+
+def _block(group: ChannelGroup) -> int | None:
+    """How many channels belong together; None if that differs."""
+    first, *others = group.choices
+    steps = {high - low for low, high in zip(group.choices, others, strict=False)}
+    step = min(steps, default=0)  # the first choice may be several steps: some layers need more than one channel
+    return step if steps == {step} and first % step == 0 else None
+
+
+def _orders(space: ChannelSpace, group: str, ranks: list[int]) -> dict[tuple[str, int], list[int]] | None:
+    """The new order along each axis of each tensor that puts the channel of rank `ranks[i]` at rank i.
+
+    None if the channels do not lie alike on some axis.
+    """
+    orders = {}
+    for name, axes in (*space.parameters.items(), *space.buffers.items()):
+        for dim, axis in enumerate(axes):
+            if group in axis.groups:
+                places, order = _positions(axis, group), list(range(axis.size))
+                for rank, source in enumerate(ranks):
+                    here, there = places.get(rank, []), places.get(source, [])
+                    if len(here) != len(there):
+                        return None
+                    for place, taken in zip(here, there, strict=True):
+                        order[place] = taken
+                orders[name, dim] = order
+    return orders
+
+
+def _apply(model: nn.Module, orders: Mapping[tuple[str, int], list[int]]) -> None:
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    with torch.no_grad():
+        for (name, dim), order in orders.items():
+            tensor = tensors[name]
+            tensor.copy_(tensor.index_select(dim, torch.tensor(order, device=tensor.device)))
+
+
+def _is_harmless(model: nn.Module, orders: Mapping[tuple[str, int], list[int]], example_input: Any) -> bool:
+    twin = copy_module(model, lambda _, t: t.to(torch.float64 if t.is_floating_point() else t.dtype, copy=True))
+    args, kwargs = torch.utils._pytree.tree_map(
+        lambda leaf: leaf.double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf,
+        split_input(example_input),
+    )
+    twin.eval()
+    with torch.no_grad():
+        before = [tensor.clone() for tensor in tensors_in(twin(*args, **kwargs))]
+        _apply(twin, orders)
+        after = list(tensors_in(twin(*args, **kwargs)))
+    return all(
+        (one - other).abs().max() <= _SAME * other.abs().max().clamp_min(1e-300)
+        for one, other in zip(after, before, strict=True)
+    )
