@@ -19,7 +19,7 @@ LAYERS = [
     ["cost", "tables", "slim", "report"],
     ["atoms", "sizes", "slicing"],
     ["shortcuts", "recorder", "rules", "lifetimes", "tracing"],
-    ["losses", "supernet", "switchable", "calibrate", "judge"],
+    ["losses", "supernet", "switchable", "calibrate", "reuse", "judge"],
     ["importing", "zoo", "models", "data", "train", "export", "runtimes", "latency"],
     ["config", "run", "path", "terminal"],
     ["inspection", "systems", "pipeline", "cli"],

@@ -19,7 +19,7 @@ import torch
 import yaml
 
 import autoslim
-from autoslim import LatencyTable, pipeline
+from autoslim import LatencyTable, pipeline, slim
 from autoslim.cli import main
 from autoslim.models import build_model
 from autoslim.space import ChannelSpace, Widths
@@ -176,6 +176,58 @@ def test_exchanges_and_the_rule_of_the_search_are_options(config: Path, in_tmp: 
         widths = json.loads((root / "subnets" / net["budget"].replace("=", "-") / "widths.json").read_text())
         assert autoslim.MacCost(space)(widths) == net["macs"]
     assert net["params"] <= 0.3 * autoslim.ParamCost(space)(space.full())
+
+
+def test_exchanges_made_before_a_kill_are_not_searched_again(
+    config: Path, in_tmp: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ["--set", "slim.exchange=true", "--set", "slim.budgets=[50%]", "--set", "slim.rule=score-per-cost"]
+
+    class Killed(BaseException):
+        pass
+
+    def always(space: ChannelSpace, judge: Any, cost: Any, widths: Widths, limit: float) -> Any:
+        """Three exchanges of any worth: what is tested is that they are kept."""
+        for number in range(made[0], 3):
+            moves = [
+                slim.Exchange(wider, narrower, after, cost(after), float(number))
+                for wider in space.groups
+                for narrower in (None, *space.groups)
+                if narrower != wider
+                and (after := space.widened(widths, wider)) is not None
+                and (narrower is None or (after := space.narrowed(after, narrower)) is not None)
+                and cost(after) <= limit
+            ]
+            widths = moves[number % len(moves)].widths
+            made[0] += 1
+            yield moves[number % len(moves)]
+            if made[0] == stop:
+                raise Killed
+
+    monkeypatch.setattr(pipeline, "exchange_bins", always)
+    made, stop = [0], 0
+    assert run("run", config, *options) == 0
+    whole = artefacts(in_tmp / "runs" / "small")
+    metrics = whole["subnets/50%/metrics.json"]
+    assert len(metrics["exchanges"]) == 3
+
+    made, stop = [0], 2
+    with pytest.raises(Killed):
+        run("run", config, *options, "--run-dir", in_tmp / "killed")
+    log = in_tmp / "killed" / "subnets" / "50%" / "exchange.jsonl"
+    assert _lines(log) == 2
+    stop = 0
+    assert run("run", in_tmp / "killed") == 0
+    assert made == [3]  # the third alone was searched
+    assert artefacts(in_tmp / "killed") == whole
+    page = (in_tmp / "killed" / "report.html").read_text()
+    assert "Exchanges" in page
+
+    (log.parent / "metrics.json").unlink()
+    lines = log.read_text().splitlines()
+    log.write_text("\n".join([lines[1], lines[1], lines[1]]) + "\n")
+    assert run("run", in_tmp / "killed") == 2
+    assert "exchange.jsonl, line" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

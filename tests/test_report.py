@@ -210,6 +210,80 @@ def test_what_is_missing_is_said() -> None:
     assert not re.search(r"\bnan\b", text)
 
 
+GIVEN = {
+    "i-net": "as separate nets (I-Nets); the widths were given, not searched.",
+    "s-net": "as one slimmable net (S-Net); the widths were given, not searched.",
+    "shared-bn": "as one slimmable net whose widths share BatchNorm; the widths were given, not searched.",
+    "us-net": "as one universally slimmable net (US-Net); the widths were given, not searched.",
+    "nonuniform-us-net": "as one universally slimmable net of independent widths; the widths were given, not searched.",
+}
+
+
+def given(system: str) -> dict[str, Any]:
+    """A run of a system whose widths are given, as the pipeline sums it up."""
+    run = record(3, ("100%", "50%", "25%"), system=system, path=[])
+    alone = system == "i-net"
+    for subnet, name in zip(run["subnets"], ("width 1", "width 0.5", "width 0.25"), strict=True):
+        subnet |= {"budget": name, "uniform": None}
+        accuracy = {"retrained" if alone else "found": 0.7}
+        subnet["accuracy"] = {"supernet": None if alone else 0.705} | dict.fromkeys(("found", "retrained", "uniform"))
+        subnet["accuracy"] |= accuracy
+    run["full"]["accuracy"] = None if alone else 0.705
+    names = [f"retrained {subnet['budget']}" for subnet in run["subnets"]] if alone else ["supernet"]
+    return run | {"training": [{"stage": name, "epochs": _epochs(0)} for name in names]}
+
+
+@pytest.mark.parametrize("system", list(GIVEN))
+def test_systems_without_a_search_are_not_said_to_have_searched(system: str) -> None:
+    html = render_report(given(system))
+    text = Page(html).text
+    assert f"autoslim:mobilenet_v1 at 3 widths, {GIVEN[system]}" in text
+    assert "held out to watch the training" in text
+    said = re.sub(r"<script.*?</script>|<!--.*?-->", "", html, flags=re.S).split('id="provenance"')[0]
+    for word in (
+        "AutoSlim chose",
+        "budget",
+        "Budget",
+        "retrain",
+        "Retrained",
+        "Uniform",
+        "uniformly",
+        "greedy",
+        "Found",
+    ):
+        assert word not in said, word
+    assert 'id="search"' not in html
+    assert "At its width" in text
+    assert "The best trade is the net at width" in text
+    assert "autoslim.load_subnet" in text
+    if system == "i-net":
+        assert "no weights are shared" in text
+        assert "upernet" not in said
+    else:
+        assert "0.5 points less than the widest net (70.5%)" in text
+
+
+def test_the_nets_of_a_search_may_have_exchanged_bins() -> None:
+    run = record(3)
+    layers = [group["name"] for group in run["groups"]]
+    run["subnets"][1]["exchanges"] = [
+        {"wider": layers[2], "narrower": layers[0], "widths": {}, "score": -0.91},
+        {"wider": layers[1], "narrower": None, "widths": {}, "score": -0.9},
+    ]
+    text = text_of(run)
+    assert f"Held-out loss 25% {layers[2]} {layers[0]} 0.91 25% {layers[1]} – (there was room) 0.9" in text
+    by_accuracy = run | {"score_name": "held-out accuracy"}
+    by_accuracy["path"] = [step | {"accuracy": 0.8} for step in run["path"]]
+    for subnet in run["subnets"]:
+        for move in subnet.get("exchanges", ()):
+            move["score"] = 0.812
+    text = text_of(by_accuracy)
+    assert "The path is drawn among the accuracies above." in text
+    assert "Held-out accuracy 25%" in text
+    assert "81.2%" in text
+    assert "Exchanges" not in text_of(record(3))
+
+
 def test_training_without_accuracies() -> None:
     run = record()
     for stage in run["training"]:
@@ -256,6 +330,7 @@ def hostile() -> dict[str, Any]:
         subnet["directory"] = HOSTILE
         subnet["files"].append(HOSTILE)
     run["path"] = [{**step, "group": HOSTILE} for step in run["path"]]
+    run["subnets"][0]["exchanges"] = [{"wider": HOSTILE, "narrower": HOSTILE, "widths": {}, "score": -0.9}]
     run["training"].append({**run["training"][0], "stage": HOSTILE})
     run["frozen"] = [{"name": HOSTILE, "reason": HOSTILE}]
     return run

@@ -555,3 +555,18 @@ def draws_its_path() -> Case:
         return m.head(x)
 
     return Function(forward, stem=conv(3, 8), one=conv(8, 6), two=conv(8, 6), head=nn.Sequential(*head(6))), image()
+
+
+@case(zeroable=False)
+def deviations_of_groups() -> Case:
+    """EvoNorm: the deviation within parts of the channels, spread over them again."""
+
+    def forward(net: Function, x: Tensor) -> Tensor:
+        x = net.stem(x)
+        batch, channels, height, width = x.shape
+        parts = x.reshape(batch, channels // 2, 2, height, width)
+        deviation = parts.var(dim=(2, 3, 4), unbiased=False, keepdim=True).add(1e-5).sqrt()
+        x = x * x.sigmoid() / deviation.expand(parts.shape).reshape(batch, channels, height, width)
+        return net.head(x)
+
+    return Function(forward, stem=conv(3, 8), head=nn.Sequential(*head(8))), image()

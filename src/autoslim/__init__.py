@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from autoslim.export import load_subnet as load_subnet
     from autoslim.export import save_subnet as save_subnet
     from autoslim.judge import Judge as Judge
+    from autoslim.judge import RacingJudge as RacingJudge
+    from autoslim.judge import ReuseJudge as ReuseJudge
     from autoslim.judge import evaluate as evaluate
     from autoslim.latency import measure_latency as measure_latency
     from autoslim.latency import measure_latency_table as measure_latency_table
@@ -66,7 +68,7 @@ _HOMES = {
     "cost": ("Budget", "JointCost", "MacCost", "MemoryCost", "ParamCost", "PeakMemoryCost", "resolve_budget"),
     "errors": ("AutoSlimError",),
     "export": ("export_onnx", "export_program", "load_subnet", "save_subnet"),
-    "judge": ("Judge", "evaluate"),
+    "judge": ("Judge", "RacingJudge", "ReuseJudge", "evaluate"),
     "latency": ("measure_latency", "measure_latency_table"),
     "losses": ("alpha_divergence", "soft_cross_entropy"),
     "recipe": ("Recipe", "RetrainRecipe", "SupernetRecipe"),

@@ -135,3 +135,17 @@ class SettledAtoms(Atoms):
         cuttable = labels[labels >= 0]
         if len(cuttable) and len(labels) > 1:
             raise Mismatch(f"{why().text}: {self._describe(int(cuttable[0]))} cannot be cut here", cuttable)
+
+
+class CarriedAtoms(SettledAtoms):
+    """Final labels that are only carried along: what does not agree is not complained about."""
+
+    def __init__(self) -> None:
+        super().__init__(str)
+
+    def merge(self, left: Labels, right: Labels, why: Why) -> Labels:
+        """Those of `left`, where they are known."""
+        return np.where(left == ANY, right, left) if len(left) == len(right) else left
+
+    def pin(self, labels: Labels, why: Why) -> None:
+        """Nothing."""

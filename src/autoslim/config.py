@@ -64,15 +64,21 @@ class SlimConfig(_Strict):
 
     `rule`: what makes a step the best one (see `greedy_slim`); "auto" is the score alone, as in the paper, and where an
     entry of `budgets` has several limits, the score per cost of the one that binds. `exchange`: move bins between
-    groups afterwards, while that helps (see `exchange_bins`).
+    groups afterwards, while that helps (see `exchange_bins`). `judge`: "exhaustive" runs every candidate on all images;
+    "reuse" gives the same scores, and computes only what is not the same in the candidates of a step, of which it keeps
+    up to `keep_gb` gigabytes; "racing" does that and drops candidates, batch by batch, that cannot win any more: a step
+    goes wrong by that with a probability below `1 - confidence` (see `RacingJudge`).
     """
 
     budgets: Annotated[tuple[str, ...], Field(min_length=1)] = ("50%", "25%")
     images: Annotated[int, Field(ge=1)] | None = None
-    batch_size: Annotated[int, Field(ge=2)] = 1000
+    batch_size: Annotated[int, Field(ge=2)] = 250
     score: Literal["accuracy", "loss"] = "loss"
     rule: Literal["auto", "score", "score-per-cost"] = "auto"
     exchange: bool = False
+    judge: Literal["racing", "reuse", "exhaustive"] = "racing"
+    confidence: Annotated[float, Field(gt=0, le=1)] = 0.95
+    keep_gb: Annotated[float, Field(ge=0)] = 2.0
 
     @property
     def step_rule(self) -> str:

@@ -22,7 +22,7 @@ from autoslim.errors import ConfigError, ExportError, RunError, TrainError
 from autoslim.export import export_onnx, has_onnx, load_subnet, load_tensors, save_subnet, save_tensors, verify_onnx
 from autoslim.files import append_record, keep_records, read_json, read_records, write_json, write_whole
 from autoslim.inspection import searched_space
-from autoslim.judge import SCORES, Judge, evaluate
+from autoslim.judge import SCORES, Judge, evaluate, make_judge
 from autoslim.latency import latencies, spread
 from autoslim.models import build_model
 from autoslim.path import read_path
@@ -294,7 +294,8 @@ def slim_stage(job: Job) -> None:
     assert isinstance(job.net, Supernet)
     steps = read_path(job.run, job.space, job.costs["macs"])
     images = job.held_out()
-    judge, accuracy_of = Judge(job.net, images, job.config.slim.score), Judge(job.net, images, "accuracy")
+    slim = job.config.slim
+    judge = make_judge(slim.judge, job.net, images, slim.score, slim.confidence, int(slim.keep_gb * 1e9))
     start = steps[-1].widths if steps else job.space.full()
     # each budget may be on another metric: the walk ends when all are met, and weighs the one that is farthest away
     path = greedy_slim(
@@ -313,7 +314,8 @@ def slim_stage(job: Job) -> None:
             current = step.widths
             macs = job.costs["macs"](current)
             record = {"group": step.group, "width": current[step.group], "cost": macs, "score": step.score}
-            append_record(job.run.slim_log, record | {"accuracy": accuracy_of(current)})
+            correct, seen = judge.also_of(current)
+            append_record(job.run.slim_log, record | {"accuracy": correct, "images": seen})
     supernet = read_json(job.run.supernet / "metrics.json")
     for budget in job.budgets:
         directory, known = job.run.subnet(budget.text), _metrics(job, budget.text)
@@ -322,11 +324,9 @@ def slim_stage(job: Job) -> None:
         widths = widths_within(job.space, steps, budget.cost, budget.limit)
         assert widths is not None, "the walk went on until every budget was met"
         job.progress.say(f"search: {budget.text} is met after {_steps_to(steps, widths)} steps")
-        moves = []
+        moves: list[dict[str, Any]] = []
         if job.config.slim.exchange:
-            for move in exchange_bins(job.space, judge, budget.cost, widths, budget.limit):
-                moves.append({"wider": move.wider, "narrower": move.narrower, "score": move.score})
-                widths = move.widths
+            widths, moves = _exchanged(job, budget, judge, widths)
             job.progress.say(f"search: {budget.text} was bettered by {len(moves)} exchanges of bins")
         write_whole(directory / "widths.json", widths.to_json())
         found = net_at(job.net, budget.text, widths, job.calibration())
@@ -334,6 +334,19 @@ def slim_stage(job: Job) -> None:
         accuracy = known.get("accuracy", {}) | accuracy  # one taken from the path may have been retrained before
         metrics = known | {"budget": budget.text, **job.figures(widths), "accuracy": accuracy}
         write_json(directory / "metrics.json", metrics | ({"exchanges": moves} if moves else {}))
+
+
+def _exchanged(job: Job, budget: Budgeted, judge: Judge, widths: Widths) -> tuple[Widths, list[dict[str, Any]]]:
+    """`widths` after exchanges of bins, and these; each is on disk before the next, and is not searched again."""
+    log = job.run.exchange_log(budget.text)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    made, widths = read_exchanges(log, job.space, budget, widths)
+    for move in exchange_bins(job.space, judge, budget.cost, widths, budget.limit):
+        changed = {name: move.widths[name] for name in (move.wider, move.narrower) if name is not None}
+        made.append({"wider": move.wider, "narrower": move.narrower, "widths": changed, "score": move.score})
+        append_record(log, made[-1])
+        widths = move.widths
+    return widths, made
 
 
 def _take_ratios(job: Job) -> None:
@@ -563,6 +576,22 @@ def _shared(recipe: Recipe) -> dict[str, Any]:
     return {field.name: getattr(recipe, field.name) for field in fields(Recipe)}
 
 
+def read_exchanges(
+    log: Path, space: ChannelSpace, budget: Budgeted, widths: Widths
+) -> tuple[list[dict[str, Any]], Widths]:
+    """The exchanges written so far, and `widths` after them; `RunError` if they are not of this net."""
+    made = read_records(log)
+    for number, record in enumerate(made, start=1):
+        wider, changed = record["wider"], record["widths"]
+        following = Widths({**widths, **changed})
+        is_wider = wider in space.groups and space.widened(widths, wider) == widths.replaced(wider, following[wider])
+        is_choice = all(name in space.groups and width in space.groups[name].choices for name, width in changed.items())
+        if not (is_wider and is_choice and budget.cost(following) <= budget.limit):
+            raise RunError(f"{log}, line {number} does not follow from the net found; delete it to search again")
+        widths = following
+    return made, widths
+
+
 @contextmanager
 def _naming(checkpoint: Path) -> Iterator[None]:
     """A failed training says what is left of it."""
@@ -642,6 +671,7 @@ def _report_record(job: Job, results: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "name": run.name,
         "model": config.model,
+        "system": config.system,
         **run.provenance,
         "device": config.device,
         "threads": config.threads,

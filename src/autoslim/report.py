@@ -10,6 +10,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 from importlib.resources import files
 from importlib.util import find_spec
@@ -38,6 +39,79 @@ Record = Mapping[str, Any]
 Figure = dict[str, Any]
 _Point = tuple[float, float | None, str]  # x, y (None: not measured) and the text shown at it
 
+_HEADS = {
+    "supernet": "Supernet<small>widest net</small>",
+    "found": "Found",
+    "retrained": "Retrained",
+    "uniform": "Uniform",
+    "gain": "Gain<small>points over uniform</small>",
+}
+_TERMS = {
+    "Supernet": "The full network, trained so that it works at every width at once. Its accuracy is that of its widest "
+    "net (“full net”).",
+    "Found": "The net the search chose, cut out of the supernet and not trained further.",
+    "Retrained": "The same net trained on its own at its final widths: the net you would use.",
+    "Uniform": "The simple alternative, for comparison: every layer narrowed by one ratio to the same MACs, then "
+    "trained in the same way.",
+}
+_MACS_TERM = "Multiply-accumulate operations for one image; papers often call them FLOPs."
+_STEPS = {
+    "Train one supernet.": "In every step the full net, the narrowest one and some of random widths are trained "
+    "together on shared weights, so that a net of any widths can be judged without training it.",
+    "Slim greedily.": "Starting from the full net, each layer in turn is tried a little narrower on held-out images; "
+    "the cut that hurts least is kept. This repeats until every budget is met, so one pass finds the nets of all "
+    "budgets.",
+    "Retrain.": "Each net found is cut out as an ordinary network and trained at its final widths.",
+    "Compare.": "A net with every layer narrowed by the same ratio, with as many MACs, is trained in the same way. "
+    "What the found net gains over it is what choosing widths per layer is worth.",
+}
+
+
+@dataclass(frozen=True)
+class _Given:
+    """A system of the papers whose widths are given, not searched: what it is, how it is trained, who wrote of it."""
+
+    noun: str
+    trained: str
+    paper: str
+
+
+_S_NET = "Slimmable Neural Networks</cite> (Yu and others, 2018)"
+_US_NET = "Universally Slimmable Networks and Improved Training Techniques</cite> (Yu and Huang, 2019)"
+_GIVEN = {
+    "i-net": _Given(
+        "separate nets (I-Nets)",
+        "Each width is a network of its own, trained by itself from scratch; no weights are shared.",
+        _S_NET,
+    ),
+    "s-net": _Given(
+        "one slimmable net (S-Net)",
+        "All widths share their weights, and each has BatchNorm layers of its own; in every step the losses of all "
+        "widths are added. A width is chosen while the net is in use.",
+        _S_NET,
+    ),
+    "shared-bn": _Given(
+        "one slimmable net whose widths share BatchNorm",
+        "All widths share their weights and their BatchNorm layers. The running statistics mix all widths and fit "
+        "none: the ablation of the paper, whose accuracies are expected to be poor.",
+        _S_NET,
+    ),
+    "us-net": _Given(
+        "one universally slimmable net (US-Net)",
+        "In every step the widest net, the narrowest one and some of random ratios are trained on shared weights, the "
+        "narrower ones from the output of the widest. BatchNorm statistics are measured afterwards for each width, and "
+        "could be for any other.",
+        _US_NET,
+    ),
+    "nonuniform-us-net": _Given(
+        "one universally slimmable net of independent widths",
+        "In every step the widest net, the narrowest one and some whose layers have independent random widths are "
+        "trained on shared weights, the narrower ones from the output of the widest: the supernet that AutoSlim "
+        "searches. BatchNorm statistics are measured afterwards for each width.",
+        _US_NET,
+    ),
+}
+
 
 def has_plotly() -> bool:
     """Is the package of the extra `autoslim[report]` installed?"""
@@ -48,7 +122,8 @@ def render_report(record: Record) -> str:
     """One HTML page about a run, complete in itself: it loads nothing from anywhere.
 
     `record` sums the run up in JSON types: name, model, data, full, groups, subnets, path, training, frozen, and where
-    it ran. Figures that were not measured are None. Raises `ExportError` without the extra `autoslim[report]`.
+    it ran; `system` if its widths were given and not searched. Figures that were not measured are None. Raises
+    `ExportError` without the extra `autoslim[report]`.
     """
     figures: dict[str, Figure] = {}
     content = {
@@ -57,8 +132,10 @@ def render_report(record: Record) -> str:
         "headline": _headline(record),
         "lead": _lead(record),
         "tiles": _tiles(record),
-        "metric": escape(_METRICS.get(record["metric"], str(record["metric"]))),
         "tradeoff": _tradeoff_part(record, figures),
+        "terms": _terms(record),
+        "heads": "".join(f'<th scope="col">{head}</th>' for head in _heads(record).values()),
+        "accuracies": len(_heads(record)),
         "results": _results_rows(record),
         "device": escape(_measured_on(record)),
         "channels": _channels_part(record, figures),
@@ -66,6 +143,7 @@ def render_report(record: Record) -> str:
         "training": _training_part(record, figures),
         "search": _search_part(record, figures),
         "frozen": _frozen_part(record),
+        "method": _method(record),
         "provenance": _provenance(record),
         "config": escape(str(record["config_yaml"])),
     }
@@ -182,6 +260,54 @@ def _plural(number: int, noun: str) -> str:
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
+# --- systems that search and systems that do not ------------------------------------------------------------------
+
+
+def _given(record: Record) -> _Given | None:
+    """What the run trained, if its widths were given; None for AutoSlim, which searches them."""
+    return _GIVEN.get(record.get("system", "autoslim"))
+
+
+def _noun(record: Record) -> str:
+    """What a net is called after: the budget it was found for, or the width it was given."""
+    return "width" if _given(record) else "budget"
+
+
+def _heads(record: Record) -> Mapping[str, str]:
+    """The accuracies that the table shows, by kind."""
+    if _given(record) is None:
+        return _HEADS
+    return {"retrained" if record["system"] == "i-net" else "found": "At its width"}
+
+
+def _terms(record: Record) -> str:
+    terms = {"MACs": _MACS_TERM}
+    if _given(record) is None:
+        budget = (
+            f"The limit a net was searched for. A bare share such as “50%” is one of the full net’s {_metric(record)}."
+        )
+        terms = {**_TERMS, **terms, "Budget": budget}
+    else:
+        terms["Width"] = "The share of its channels that every layer keeps, rounded to a width the layer may have."
+    return "\n".join(f"<dt>{term}</dt><dd>{meaning}</dd>" for term, meaning in terms.items())
+
+
+def _method(record: Record) -> str:
+    given = _given(record)
+    if given is not None:
+        trained = f"<p>The widths were given, not searched. {given.trained}</p>"
+        return f"{trained}\n<p>The method is from <cite>{given.paper}.</p>"
+    steps = "\n".join(f"<li><strong>{name}</strong> {text}</li>" for name, text in _STEPS.items())
+    return (
+        f'<ol class="steps">\n{steps}\n</ol>\n<p>The method is <cite>AutoSlim: Towards One-Shot Architecture Search '
+        "for Channel Numbers</cite> (Yu and Huang, 2019).</p>"
+    )
+
+
+def _metric(record: Record) -> str:
+    return escape(_METRICS.get(record["metric"], str(record["metric"])))
+
+
 # --- the headline ------------------------------------------------------------------------------------------------
 
 
@@ -216,16 +342,26 @@ def _headline(record: Record) -> str:
     share = _share(best["macs"], record["full"]["macs"])
     if _accuracy(best) is None:
         return f"{model} slimmed to {share} of its MACs"
-    state = "" if best["accuracy"].get("retrained") is not None else " before retraining"
+    state = "" if _is_final(best, record) else " before retraining"
     return f"{model} with {share} of its MACs: {_percent(_accuracy(best))} accuracy{state}"
 
 
+def _is_final(subnet: Record, record: Record) -> bool:
+    """Is nothing left to be trained?"""
+    return _given(record) is not None or subnet["accuracy"].get("retrained") is not None
+
+
 def _lead(record: Record) -> str:
-    data = record["data"]
-    what = (
-        f"AutoSlim chose how many channels each layer of <code>{escape(str(record['model']))}</code> keeps, for "
-        f"{_plural(len(record['subnets']), 'budget')}. The data is {escape(str(data['source']))}, {data['classes']:,} "
-        f"classes: {data['train']:,} images for training, {data['holdout']:,} held out to guide the search, and "
+    data, given = record["data"], _given(record)
+    model, nets = f"<code>{escape(str(record['model']))}</code>", _plural(len(record["subnets"]), _noun(record))
+    what = f"AutoSlim chose how many channels each layer of {model} keeps, for {nets}."
+    purpose = "to guide the search"
+    if given is not None:
+        what = f"{model} at {nets}, as {given.noun}; the widths were given, not searched."
+        purpose = "to watch the training"
+    what += (
+        f" The data is {escape(str(data['source']))}, {data['classes']:,} "
+        f"classes: {data['train']:,} images for training, {data['holdout']:,} held out {purpose}, and "
         f"{data['test']:,} test images for the accuracies on this page."
     )
     best = _best(record)
@@ -235,22 +371,25 @@ def _lead(record: Record) -> str:
 def _trade(best: Record, record: Record) -> str:
     full, accuracy = record["full"], _accuracy(best)
     macs, params = (_share(best[metric], full[metric]) for metric in ("macs", "params"))
+    name = f"<strong>{escape(best['budget'])}</strong>"
     text = (
-        f"The best trade is the net for the budget <strong>{escape(best['budget'])}</strong>: it keeps {macs} of the "
-        f"MACs and {params} of the parameters"
+        f"The best trade is the net {'for the budget' if _given(record) is None else 'at'} {name}: it keeps {macs} of "
+        f"the MACs and {params} of the parameters"
     )
     if accuracy is None:
         return f"{text}. Its accuracy has not been measured yet."
     text += f" and classifies {_percent(accuracy)} of the test images correctly"
-    if best["accuracy"].get("retrained") is None:
+    if not _is_final(best, record):
         text += " without having been retrained"
-    if full.get("accuracy") is not None:
+    if full.get("accuracy") is not None and (_given(record) is None or best["macs"] < full["macs"]):
         change = accuracy - full["accuracy"]
         compared = f"{_points(change)} {'more' if change > 0 else 'less'} than"
         if _signed(change) == "±0.0":
             compared = "as many as"
-        text += f", {compared} the full net inside the supernet ({_percent(full['accuracy'])}, not retrained)"
-    return f"{text}. {_against_uniform(best, record)}"
+        whole = "the full net inside the supernet" if _given(record) is None else "the widest net"
+        state = ", not retrained" if _given(record) is None else ""
+        text += f", {compared} {whole} ({_percent(full['accuracy'])}{state})"
+    return f"{text}. {_against_uniform(best, record)}" if _given(record) is None else f"{text}."
 
 
 def _against_uniform(subnet: Record, record: Record) -> str:
@@ -294,7 +433,9 @@ def _tiles(record: Record) -> str:
         ("MACs per image", _count(best["macs"]), f"{_share(best['macs'], full['macs'])} of {_count(full['macs'])}"),
         ("Parameters", _count(best["params"]), f"{_share(best['params'], full['params'])} of {_count(full['params'])}"),
     ]
-    if gain is None:
+    if _given(record) is not None:
+        del tiles[1]
+    elif gain is None:
         tiles[1] = ("Against uniform widths", "–", "no uniform net was trained")
     if best.get("latency_ms") is not None:
         beside = f"full net {_milliseconds(full.get('latency_ms'))}"
@@ -303,7 +444,12 @@ def _tiles(record: Record) -> str:
         f'<div><dt>{name}</dt><dd class="figure">{figure}</dd><dd class="beside">{beside}</dd></div>'
         for name, figure, beside in tiles
     )
-    return f'<dl class="tiles" aria-label="The best trade: budget {escape(best["budget"])}">{"".join(shown)}</dl>'
+    return f'<dl class="tiles" aria-label="The best trade: {_named(best, record)}">{"".join(shown)}</dl>'
+
+
+def _named(subnet: Record, record: Record) -> str:
+    """A net as it is called in a sentence: budget 25%, or width 0.5, which says so itself."""
+    return escape(subnet["budget"]) if _given(record) else f"budget {escape(subnet['budget'])}"
 
 
 # --- charts ------------------------------------------------------------------------------------------------------
@@ -425,7 +571,8 @@ def _tradeoff_traces(record: Record) -> list[Figure]:
     subnets, full = sorted(record["subnets"], key=lambda subnet: float(subnet["macs"])), record["full"]
 
     def points(kind: str) -> list[_Point]:
-        return [(s["macs"], s["accuracy"].get(kind), _hover(f"{s['budget']}, {kind}", s, kind, full)) for s in subnets]
+        said = "" if _given(record) else f", {kind}"
+        return [(s["macs"], s["accuracy"].get(kind), _hover(f"{s['budget']}{said}", s, kind, full)) for s in subnets]
 
     def lines(colour: str, dash: str) -> Figure:
         return {"mode": "lines+markers", "line": {"color": colour, "width": 2, "dash": dash}}
@@ -440,6 +587,9 @@ def _tradeoff_traces(record: Record) -> list[Figure]:
     ]
     if record["path"] and (not _is_loss(record) or all(step.get("accuracy") is not None for step in record["path"])):
         traces.insert(0, _search_trace(record, is_loss=False))  # below the nets
+    if _given(record) is not None:
+        nets = [trace | {"name": "At its width"} for trace in (traces[0], traces[2])]
+        traces = [trace for trace in (*nets, traces[3]) if trace["x"]]
     for trace in traces:
         if not trace["x"]:
             trace["name"] += ": not trained" if trace["name"] in ("Uniform", "Retrained") else ": not measured"
@@ -527,11 +677,15 @@ def _search_trace(record: Record, *, is_loss: bool) -> Figure:
 
 def _search_part(record: Record, figures: dict[str, Figure]) -> str:
     """A section of its own when the search did not look at accuracies, for then it shares no axis with them."""
-    steps = len(record["path"])
-    if steps and not _is_loss(record):
+    if _given(record) is not None:
+        return ""
+    steps, exchanges = len(record["path"]), _exchanges(record)
+    if steps and not _is_loss(record) and not exchanges:
         return ""
     shown = '<p class="none">No step of the search is recorded.</p>'
-    if steps:
+    if steps and not _is_loss(record):
+        shown = "<p>The path is drawn among the accuracies above.</p>"
+    elif steps:
         trace = _search_trace(record, is_loss=True) | {"mode": "lines+markers" if steps <= 120 else "lines"}
         layout = _over_macs(record, {"title": {"text": "held-out loss"}, "tickformat": "~g"})
         figures["search"] = _figure([trace], layout, {"xaxis.nticks": 5})
@@ -541,7 +695,32 @@ def _search_part(record: Record, figures: dict[str, Figure]) -> str:
             "left; each narrows the one layer whose cut hurts the loss on held-out images the least. Lower is better. "
             f"No net is retrained along the way.</figcaption>{_chart('search', title, 320)}</figure>"
         )
-    return f'<section id="search" aria-labelledby="search-title"><h2 id="search-title">The search</h2>{shown}</section>'
+    return (
+        '<section id="search" aria-labelledby="search-title"><h2 id="search-title">The search</h2>'
+        f"{shown}{exchanges}</section>"
+    )
+
+
+def _exchanges(record: Record) -> str:
+    """The channels moved from layer to layer after the greedy pass, as a table; empty if there were none."""
+    word, sign = ("loss", -1) if _is_loss(record) else ("accuracy", 1)
+    rows = ""
+    for subnet in record["subnets"]:
+        for move in subnet.get("exchanges", ()):
+            narrower = "– (there was room)" if move["narrower"] is None else f"<code>{escape(move['narrower'])}</code>"
+            score = f"{sign * move['score']:.4g}" if word == "loss" else f"{move['score']:.1%}"
+            rows += (
+                f'<tr><th scope="row">{escape(subnet["budget"])}</th><td><code>{escape(move["wider"])}</code></td>'
+                f"<td>{narrower}</td><td>{score}</td></tr>"
+            )
+    if not rows:
+        return ""
+    return (
+        "<h3>Exchanges</h3><p>After the greedy pass, channels were moved from one layer to another as long as that "
+        'helped on the held-out images and the budget held.</p><table class="reasons"><thead><tr><th scope="col">Budget'
+        '</th><th scope="col">Wider</th><th scope="col">Narrower</th>'
+        f'<th scope="col">Held-out {word}</th></tr></thead><tbody>{rows}</tbody></table>'
+    )
 
 
 # --- channels ----------------------------------------------------------------------------------------------------
@@ -552,7 +731,9 @@ def _channels_part(record: Record, figures: dict[str, Figure]) -> str:
     if not rows or not columns:
         return '<p class="none">No layer was slimmed.</p>'
     figures["channels"] = _channels_figure(record)
-    title = f"Channels kept of {_plural(rows, 'layer')} for {_plural(columns, 'budget')}; the next part lists them too"
+    title = (
+        f"Channels kept of {_plural(rows, 'layer')} for {_plural(columns, _noun(record))}; the next part lists them too"
+    )
     height = (26 if rows <= 20 else 21) * rows + 60
     return (
         "<figure><figcaption>Each row is a layer (with those tied to it, such as both sides of a residual sum), from "
@@ -616,6 +797,8 @@ def _column_heads(subnets: Sequence[Record], length: int) -> list[str]:
 
 def _training_part(record: Record, figures: dict[str, Figure]) -> str:
     stages = [stage for stage in record["training"] if stage["epochs"]]
+    if _given(record):  # the one training of an I-Net, which is no second one
+        stages = [{**stage, "stage": stage["stage"].removeprefix("retrained ")} for stage in stages]
     if not stages:
         return '<p class="none">No training is recorded.</p>'
     longest = max(len(stage["epochs"]) for stage in stages)
@@ -634,17 +817,19 @@ def _training_part(record: Record, figures: dict[str, Figure]) -> str:
         shown += _chart(name, f"{title} over epochs, one line per training", 330)
     seconds = sum(epoch.get("seconds") or 0 for stage in stages for epoch in stage["epochs"])
     spent = f" All together took {_duration(seconds)}." if seconds else ""
+    shares = record.get("system") != "i-net"
+    widest = " The supernet’s figures are those of its widest net." if shares else ""
     absent = "" if "accuracy" in charts else " Accuracy was not measured during training."
     legend = _key(" ".join(charts), [(stage["stage"], trace) for stage, trace in zip(stages, traces, strict=True)])
     return (
-        "<figure><figcaption>One line per training; click a name to hide its line. The supernet’s figures are those of "
-        f'its widest net.{spent}{absent}</figcaption>{legend}<div class="pair">{shown}</div></figure>'
+        f"<figure><figcaption>One line per training; click a name to hide its line.{widest}{spent}"
+        f'{absent}</figcaption>{legend}<div class="pair">{shown}</div></figure>'
     )
 
 
 def _stage_trace(stage: Record, key: str, subnets: Sequence[Record]) -> Figure:
     budgets = [subnet["budget"] for subnet in subnets]
-    kind, _, budget = stage["stage"].partition(" ")
+    kind, _, budget = stage["stage"].partition(" ") if stage["stage"] not in budgets else ("", "", stage["stage"])
     colour = _BUDGET_COLOURS[budgets.index(budget) % len(_BUDGET_COLOURS)] if budget in budgets else _INK
     points = []
     for epoch in stage["epochs"]:
@@ -674,8 +859,9 @@ def _duration(seconds: float) -> str:
 
 
 def _results_rows(record: Record) -> str:
-    full, best = record["full"], _best(record)
-    rows = [_results_row("Full net", full, full, [_percent(full.get("accuracy"), "unknown"), *["–"] * 4])]
+    full, best, heads = record["full"], _best(record), _heads(record)
+    whole = [_percent(full.get("accuracy"), "unknown"), *["–"] * (len(heads) - 1)]
+    rows = [_results_row("Full net", full, full, whole)]
     for subnet in record["subnets"]:
         accuracy, gain = subnet["accuracy"], _gain(subnet)
         uniform = _percent(accuracy.get("uniform"))
@@ -686,8 +872,9 @@ def _results_rows(record: Record) -> str:
         if gain is not None:
             tone = "none" if _signed(gain) == "±0.0" else "better" if gain > 0 else "worse"
             change = f'<span class="{tone}">{_signed(gain)}</span>'
-        shown = [_percent(accuracy.get(kind), "not measured") for kind in ("supernet", "found")]
-        shown += [_percent(accuracy.get("retrained")), uniform, change]
+        cells = {kind: _percent(accuracy.get(kind), "not measured") for kind in ("supernet", "found")}
+        cells |= {"retrained": _percent(accuracy.get("retrained")), "uniform": uniform, "gain": change}
+        shown = [cells[kind] for kind in heads]
         rows.append(_results_row(escape(subnet["budget"]), subnet, full, shown, is_best=subnet is best))
     return "".join(rows)
 
@@ -768,13 +955,14 @@ def _nets_part(record: Record) -> str:
         f"{_net_panel(number, subnet, record)}</div>"
         for number, subnet in enumerate(subnets)
     )
-    return f'<div class="buttons" role="group" aria-label="Budget"><span>Budget</span>{picks}</div>{panels}'
+    noun = _noun(record).capitalize()
+    return f'<div class="buttons" role="group" aria-label="{noun}"><span>{noun}</span>{picks}</div>{panels}'
 
 
 def _net_panel(number: int, subnet: Record, record: Record) -> str:
     budget, full = escape(subnet["budget"]), record["full"]
     sizes = {group["name"]: group["size"] for group in record["groups"]}
-    state = "retrained" if subnet["accuracy"].get("retrained") is not None else "not retrained"
+    state = "accuracy" if _given(record) else "retrained" if _is_final(subnet, record) else "not retrained"
     items = (
         f'<li data-group="{escape(name)}"><code>{escape(name)}</code>'
         f'<span class="track" aria-hidden="true"><i style="width:{100 * width / sizes[name]:.0f}%"></i></span>'

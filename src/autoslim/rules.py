@@ -116,6 +116,9 @@ def _laid_out(
     for dim, labels in enumerate(before):
         if labels is None or (labels == FIXED).all():
             continue
+        if (labels == ANY).all():
+            loose = True
+            continue
         old, new = _viewed_together(sizes, new_sizes, dim) if is_view else (range(source.ndim), range(out.ndim))
         shape = [1] * len(old)
         shape[dim - old.start] = -1
@@ -128,7 +131,7 @@ def _laid_out(
             continue
         if found is None:
             # a single class along the whole axis: it cannot be said which axis carries it now
-            loose = loose or len(labels) == 1 or rec.atoms.is_settled or bool((labels == ANY).all())
+            loose = loose or len(labels) == 1 or rec.atoms.is_settled
             if not loose:
                 rec.pin_labels(labels, f"all of its channels are tied to each other by {rec.where}")
         elif after[found[0]] is None:

@@ -56,6 +56,10 @@ class Run:
         """One line per greedy step."""
         return self.root / "slim.jsonl"
 
+    def exchange_log(self, budget: str) -> Path:
+        """One line per exchange of bins after the greedy steps."""
+        return self.subnet(budget) / "exchange.jsonl"
+
     @property
     def latency_table(self) -> Path:
         """The latency table that budgets of this run were taken by, if there are any."""
@@ -118,7 +122,7 @@ def begin_run(run: Run, space_json: str) -> None:
 
 
 def _new_run(root: Path, config: Config) -> Run:
-    return Run(root, config.model_copy(update={"threads": config.threads or _available_cpus()}), _provenance())
+    return Run(root, config.model_copy(update={"threads": config.threads or _available_cpus()}), provenance())
 
 
 def keep_config(run: Run) -> None:
@@ -175,7 +179,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _provenance() -> dict[str, Any]:
+def provenance() -> dict[str, Any]:
     """Who made the run: version, commit of the sources (if they are a checkout), machine, date."""
     here = Path(__file__).parent
     commit = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -84,12 +84,14 @@ def run_subnet(
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any] | None = None,
     given: Mapping[str, Tensor] | None = None,
+    mode: AbstractContextManager[Any] | None = None,
 ) -> Any:
-    """One forward pass of the subnet; the model's buffers stay as they are.
+    """One forward pass of the subnet, under a `mode` of dispatch if there is one; the model's buffers stay as they are.
 
     Tensors that are `given`, under their names in the model, are used in place of its own; they may change.
     """
-    with active_attributes(model, space, widths), _in_place_of(model, active_tensors(model, space, widths, given)):
+    tensors = active_tensors(model, space, widths, given)
+    with active_attributes(model, space, widths), _in_place_of(model, tensors), mode or nullcontext():
         return model(*args, **(kwargs or {}))
 
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -29,8 +29,9 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.flop_counter import flop_registry
 
-from autoslim.atoms import FIXED, Atoms, Labels, Mismatch, SettledAtoms
+from autoslim.atoms import FIXED, Atoms, CarriedAtoms, Labels, Mismatch, SettledAtoms
 from autoslim.errors import TraceError, nearest
 from autoslim.lifetimes import Lifetimes, is_silent
 from autoslim.recorder import RawOperation, Recorder, Unsupported, line_of_the_user
@@ -321,8 +322,17 @@ class _LabelMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
                 self.recorder.pin(leaf, text, remedy)
 
 
-def run_labelled(run: _Pass, model: nn.Module, recorder: Recorder) -> None:
-    """One forward pass under the label mode; outputs are pinned."""
+class _Run(Protocol):
+    """One forward pass, under some modes."""
+
+    def on(self, model: nn.Module, *modes: AbstractContextManager[Any] | None) -> Any:
+        """The output of a model."""
+
+
+def run_labelled(
+    run: _Run, model: nn.Module, recorder: Recorder, within: AbstractContextManager[Any] | None = None
+) -> None:
+    """One forward pass under the label mode, and another one within it; outputs are pinned."""
     sizes: AbstractContextManager[Any] = nullcontext()
     if not recorder.atoms.is_settled:
         mark_attributes(model)
@@ -345,7 +355,7 @@ def run_labelled(run: _Pass, model: nn.Module, recorder: Recorder) -> None:
     recorder.modules.clear()
     recorder.begin(model)
     try:
-        output = run.on(model, sizes, _LabelMode(recorder))
+        output = run.on(model, sizes, _LabelMode(recorder), within)
         for tensor in tensors_in(output):
             recorder.pin(tensor, OUTPUT)
     finally:
@@ -853,19 +863,7 @@ def _guilty(
 
 def _failure(subject: _Subject, space: ChannelSpace, widths: Widths, found: Recorder) -> _Failure | None:
     """Why the cut net does not run, or does not line up with its labels; None if all is well."""
-    names = list(space.groups)
-    firsts = np.cumsum([0, *(group.size for group in space.groups.values())])  # the number of a group's first channel
-    numbers = dict(zip(names, firsts.tolist(), strict=False))
-
-    def describe(number: int) -> str:
-        if number < 0:
-            return "a channel that stays"
-        (name,) = groups_of(np.array([number]))
-        return f"channel {number - numbers[name]} of {name!r}"
-
-    def groups_of(labels: Labels) -> list[str]:
-        found, met = np.unique(np.searchsorted(firsts, labels[labels >= 0], "right") - 1, return_index=True)
-        return [names[index] for index in found[np.argsort(met)]]  # in the order met
+    numbering = _Numbering(space)
 
     def suspects(recorder: Recorder) -> tuple[str, ...]:
         """Groups that numbers kept in and around the module where it failed follow; then those met last."""
@@ -875,20 +873,15 @@ def _failure(subject: _Subject, space: ChannelSpace, widths: Widths, found: Reco
                 if attribute.module == path:
                     found |= dict.fromkeys(sorted({group for axis in attribute.axes for group in axis.groups}))
             path = path.rpartition(".")[0]
-        return (*found, *groups_of(recorder.seen_last()))
+        return (*found, *numbering.groups_of(recorder.seen_last()))
 
-    tensors = {**space.parameters, **space.buffers}
-    distinct = {id(axis): axis for axes in tensors.values() for axis in axes}  # many tensors have the same
-    settled = {key: _settled(axis, widths, numbers) for key, axis in distinct.items()}
-    presets: dict[str, list[Labels | None]] = {
-        name: [settled[id(axis)] for axis in axes] for name, axes in tensors.items()
-    }
+    presets = numbering.presets(widths)
     for run in subject.passes:
         if run.training and found.trains_alike:
             continue
         net = extract(subject.model, space, widths)
         recorder = Recorder(
-            SettledAtoms(describe),
+            SettledAtoms(numbering.describe),
             grouped=dict(found.grouped),
             renumbers=found.renumbers,
             passed=found.passed,
@@ -897,7 +890,7 @@ def _failure(subject: _Subject, space: ChannelSpace, widths: Widths, found: Reco
         try:
             run_labelled(run, net, recorder)
         except (Mismatch, _OperatorError) as error:
-            groups = tuple(groups_of(error.labels))
+            groups = tuple(numbering.groups_of(error.labels))
             text = str(error) if isinstance(error, Mismatch) else f"{error} ({recorder.where})"
             is_mismatch = isinstance(error, Mismatch)
             return _Failure(text, groups, suspects(recorder), is_mismatch, recorder.where, line_of_the_user(error))
@@ -908,16 +901,111 @@ def _failure(subject: _Subject, space: ChannelSpace, widths: Widths, found: Reco
     return None
 
 
-def _settled(axis: Axis, widths: Mapping[str, int], numbers: Mapping[str, int]) -> Labels:
-    """Final labels of the kept positions of an axis."""
-    labels = [np.array([], dtype=np.int64)]
-    for span in axis.spans:
-        if span.group is None:
-            labels.append(np.full(span.size, FIXED))
-        else:
-            ranks = span.start + np.arange(span.kept(widths)) // span.repeat * span.step
-            labels.append(numbers[span.group] + ranks)
-    return np.concatenate(labels)
+class _Numbering:
+    """Final labels: the channels of all groups are numbered through."""
+
+    def __init__(self, space: ChannelSpace) -> None:
+        self._space = space
+        self._names = list(space.groups)
+        self._firsts = np.cumsum([0, *(group.size for group in space.groups.values())])
+        self._first_of = dict(zip(self._names, self._firsts.tolist(), strict=False))
+
+    def describe(self, number: int) -> str:
+        """A channel, for people."""
+        place = self.place(number)
+        return "a channel that stays" if place is None else f"channel {place[1]} of {place[0]!r}"
+
+    def place(self, number: int) -> tuple[str, int] | None:
+        """Group and rank of a channel; None if it stays."""
+        if number < 0:
+            return None
+        name = self._names[int(np.searchsorted(self._firsts, number, "right")) - 1]
+        return name, number - self._first_of[name]
+
+    def groups_of(self, labels: Labels) -> list[str]:
+        """Groups in the order met."""
+        found, met = np.unique(np.searchsorted(self._firsts, labels[labels >= 0], "right") - 1, return_index=True)
+        return [self._names[index] for index in found[np.argsort(met)]]
+
+    def presets(self, widths: Mapping[str, int]) -> dict[str, list[Labels | None]]:
+        """The labels of what is kept of each parameter and buffer."""
+        tensors = {**self._space.parameters, **self._space.buffers}
+        distinct = {id(axis): axis for axes in tensors.values() for axis in axes}  # many tensors have the same
+        settled = {key: self._settled(axis, widths) for key, axis in distinct.items()}
+        return {name: [settled[id(axis)] for axis in axes] for name, axes in tensors.items()}
+
+    def _settled(self, axis: Axis, widths: Mapping[str, int]) -> Labels:
+        labels = [np.array([], dtype=np.int64)]
+        for span in axis.spans:
+            if span.group is None:
+                labels.append(np.full(span.size, FIXED))
+            else:
+                ranks = span.start + np.arange(span.kept(widths)) // span.repeat * span.step
+                labels.append(self._first_of[span.group] + ranks)
+        return np.concatenate(labels)
+
+
+# --- activations -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Result:
+    """What an operator of a forward pass returns: the axes of each tensor; and how much it does, at full width."""
+
+    operator: Any
+    axes: list[tuple[Axis, ...]]
+    macs: float
+    written: int  # elements
+
+
+def results_of(model: nn.Module, space: ChannelSpace, run: _Run) -> list[Result]:
+    """The operators of a forward pass in order.
+
+    `run.on(model, *modes)` does the pass, at full width. What is not known of an axis is taken to stay as it is.
+    """
+    numbering = _Numbering(space)
+    recorder = Recorder(CarriedAtoms(), axes=numbering.presets(space.full()), renumbers=True)
+    known: dict[bytes, Axis] = {}
+
+    def axis(labels: Labels | None, size: int) -> Axis:
+        if labels is None or not (labels >= 0).any():
+            return Axis.fixed(size)
+        key = labels.tobytes()
+        if key not in known:
+            known[key] = Axis.from_ranks(map(numbering.place, labels.tolist()))
+        return known[key]
+
+    def axes(tensor: Tensor) -> tuple[Axis, ...]:
+        return tuple(axis(labels, size) for labels, size in zip(recorder.labels(tensor), tensor.shape, strict=True))
+
+    results = _Results(axes)
+    with torch.random.fork_rng(devices=[]):
+        run_labelled(run, model, recorder, results)
+    return results.found
+
+
+UNCOUNTED = frozenset((torch.ops.aten.detach.default,))  # under several modes tensors just made are detached
+
+
+class _Results(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own base
+    """Notes what operators return, before they are broken down into others."""
+
+    def __init__(self, axes: Callable[[Tensor], tuple[Axis, ...]]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._axes = axes
+        self.found: list[Result] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if func in UNCOUNTED:
+            return result
+        tensors = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        formula = flop_registry.get(func.overloadpacket)
+        macs = formula(*args, **kwargs, out_val=result) / 2 if formula else 0
+        written = 0 if func.is_view else sum(tensor.numel() for tensor in tensors)
+        self.found.append(Result(func, [self._axes(tensor) for tensor in tensors], macs, written))
+        return result
 
 
 # --- odds and ends -----------------------------------------------------------------------------------------------

@@ -1,0 +1,114 @@
+"""Figure i: does the supernet rank nets as separate training does?
+
+    python benchmarks/paper/i_ranking.py --seeds 0 1
+
+CIFAR-10, the first supernet of figure h: 12 random nets of similar cost and 12 of different cost, each trained from
+scratch by a shorter recipe, by every seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from collections.abc import Callable, Sequence
+from itertools import combinations
+from statistics import mean
+from typing import Any
+
+import common
+from common import EQUAL, Lab, say, table
+
+from autoslim import MacCost, Widths
+
+SIMILAR = (0.25,) * 12  # of the MACs of the full net
+DIFFERENT = tuple(0.1 * 6 ** (index / 11) for index in range(12))  # 10 to 60 %
+EPOCHS = 2
+
+
+def draw_widths(lab: Lab, shares: Sequence[float], seed: int) -> list[Widths]:
+    """Random nets that cost at most these shares of the full net's MACs: drawn, then cut at random until they do."""
+    rng, cost, chosen = random.Random(seed), MacCost(lab.space), list[Widths]()
+    for share in shares:
+        limit = share * cost(lab.space.full())
+        while True:
+            widths = lab.space.sample(rng)
+            while cost(widths) > limit:
+                widths = lab.space.narrowed(widths, rng.choice(list(widths))) or widths
+            if (cost(widths) > 0.94 * limit or lab.options.tiny) and widths not in chosen:
+                break
+        chosen.append(widths)
+    return chosen
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    lab = Lab(EQUAL, options)
+    supernet, _ = lab.supernet("supernet-0", 0)
+    judge, rows = lab.judge(supernet), []
+    for kind, shares in (("similar", SIMILAR), ("different", DIFFERENT)):
+        for index, widths in enumerate(draw_widths(lab, shares, 1 + (kind == "different"))):
+            alone = [lab.plain(f"random-{kind}-{index}-{seed}", widths, seed, EPOCHS)[1] for seed in options.seeds]
+            row = {
+                "kind": kind,
+                "widths": list(widths.values()),
+                "macs": lab.macs(widths),
+                "params": lab.params(widths),
+            }
+            row |= {"shared": lab.accuracy(supernet, widths), "score": judge(widths), "alone": alone}
+            say(f"{kind} {index}: {row}")
+            rows.append(row)
+    return {"rows": rows, "full": lab.macs(lab.every.full()), **lab.about()}
+
+
+def draw(record: dict[str, Any], picture: Callable[..., Any]) -> str:
+    rows = record["rows"]
+    kinds = {kind: [row for row in rows if row["kind"] == kind] for kind in ("similar", "different")}
+
+    def plot(axes: Any) -> None:
+        for place, (kind, nets) in zip(axes, kinds.items(), strict=True):
+            place.plot([100 * net["shared"] for net in nets], [100 * mean(net["alone"]) for net in nets], "o")
+            place.set(xlabel="accuracy in the supernet, %", ylabel="accuracy after separate training, %")
+            place.set_title(f"12 nets of {kind} cost")
+
+    picture(plot, panels=2)
+    cells = []
+    for kind, nets in (*kinds.items(), ("all", rows)):
+        alone = [mean(net["alone"]) for net in nets]
+        for name, values in (
+            ("accuracy in the supernet", [net["shared"] for net in nets]),
+            ("the judge's score", [net["score"] for net in nets]),
+            ("MACs", [net["macs"] for net in nets]),
+            ("parameters", [net["params"] for net in nets]),
+            *([("another training", [net["alone"][1] for net in nets])] if len(nets[0]["alone"]) > 1 else []),
+        ):
+            target = [net["alone"][0] for net in nets] if name == "another training" else alone
+            cells.append([kind, name, f"{spearman(values, target):.2f}", f"{kendall(values, target):.2f}"])
+    return table(["nets", "separate training against", "Spearman", "Kendall"], cells)
+
+
+def spearman(xs: Sequence[float], ys: Sequence[float]) -> float:
+    """Correlation of the ranks; equal values share the mean of theirs."""
+    a, b = (_ranks(values) for values in (xs, ys))
+    a, b = [x - mean(a) for x in a], [y - mean(b) for y in b]
+    scale = (sum(x * x for x in a) * sum(y * y for y in b)) ** 0.5
+    return sum(x * y for x, y in zip(a, b, strict=True)) / scale if scale else 0.0
+
+
+def kendall(xs: Sequence[float], ys: Sequence[float]) -> float:
+    """Kendall's tau-b: pairs in the same order less pairs in the opposite one, of those without ties."""
+    signs = [(_sign(x - v), _sign(y - w)) for (x, y), (v, w) in combinations(list(zip(xs, ys, strict=True)), 2)]
+    scale = (sum(x * x for x, _ in signs) * sum(y * y for _, y in signs)) ** 0.5
+    return sum(x * y for x, y in signs) / scale if scale else 0.0
+
+
+def _ranks(values: Sequence[float]) -> list[float]:
+    return [
+        sum(other < value for other in values) + (sum(other == value for other in values) - 1) / 2 for value in values
+    ]
+
+
+def _sign(value: float) -> int:
+    return (value > 0) - (value < 0)
+
+
+if __name__ == "__main__":
+    common.main("i", __doc__, measure, draw)

@@ -1,0 +1,458 @@
+"""What two nets that differ in one group have in common: a forward pass that computes only the rest.
+
+A candidate of a greedy step has one group narrower than the current net. Up to the first layer that reads the channels
+taken away, what its operators give is a slice of what the current net's gave: that is kept, and the candidate's pass
+starts there. Which operators those are is not read off a model but found out by trying, on random numbers in double
+precision, so that it holds for any operator; what does not come out equal is computed as ever.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from autoslim.slicing import copy_module, run_subnet
+from autoslim.space import Axis, ChannelSpace, Widths
+from autoslim.tracing import UNCOUNTED, Result, results_of, split_input, tensors_in
+
+_SAMPLES = 3  # so few that it is quick, and enough for statistics of a batch to be of use
+_EQUAL = 1e-9
+_WRITTEN = 10  # memory is slow: to write an element takes as long as about so many products
+
+
+class Diverged(Exception):
+    """A pass runs other operators than the one it is compared with."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How nets narrower in one group are run: which results are computed, and which are needed of the net kept."""
+
+    computed: frozenset[int]  # operators, by their place in the pass
+    needed: frozenset[int]
+    share: float  # of the work of a whole pass that is left
+
+
+@dataclass
+class Kept:
+    """Results of a net that were kept, and what all others looked like."""
+
+    widths: Widths
+    needed: frozenset[int]
+    results: dict[int, list[Any]] = field(default_factory=dict)  # leaves of what an operator returned
+    looks: dict[int, Any] = field(default_factory=dict)  # the same with a `_Look` for each tensor
+
+
+@dataclass(frozen=True)
+class _Look:
+    """Shape, type and layout of a tensor."""
+
+    shape: tuple[int, ...]
+    order: tuple[int, ...]  # dimensions, that with the largest stride first
+    dtype: torch.dtype
+    device: torch.device
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> _Look:
+        strides = tensor.stride()
+        order = tuple(sorted(range(tensor.ndim), key=lambda dim: (-strides[dim], dim)))
+        return cls(tuple(tensor.shape), order, tensor.dtype, tensor.device)
+
+    def blank(self, shape: Sequence[int]) -> Tensor:
+        """A tensor of this look and another shape, whose values do not matter."""
+        strides, step = [0] * len(shape), 1
+        for dim in reversed(self.order):
+            strides[dim], step = step, step * max(1, shape[dim])
+        return torch.empty_strided(tuple(shape), strides, dtype=self.dtype, device=self.device)
+
+
+class Reuse:
+    """Runs nets of a model that differ from another in one group, computing only what differs.
+
+    `example`: some inputs of the model (a batch of the images of a search). Operators are told apart by their place in
+    the pass, so the model must run the same ones at all widths; groups for which that, or anything else, does not hold
+    have no plan. Modes of modules are to be those of the passes to come.
+    """
+
+    def __init__(self, model: nn.Module, space: ChannelSpace, example: Any) -> None:
+        self.model, self.space = model, space
+        self._plans: dict[str, Plan | None] = {}
+        self.results: list[Result] = []
+        self.overwritten = set[int]()  # results that a later operator of the pass writes into
+        try:
+            self._finding = _Finding(self, example)
+        except Diverged:  # even full widths and others run different operators
+            self._plans = dict.fromkeys(space.groups)
+
+    def plan(self, group: str) -> Plan | None:
+        """How nets narrower in a group are run; None if that must be done as a whole. Found when first asked for."""
+        if group not in self._plans:
+            self._plans[group] = None
+            self._plans[group] = self._finding.plan(group)
+        return self._plans[group]
+
+    def _known(self, group: str) -> Plan:
+        plan = self._plans[group]
+        assert plan is not None, f"{group!r} has no plan"
+        return plan
+
+    def keep(self, widths: Widths, inputs: Any, groups: Iterable[str]) -> tuple[Any, Kept]:
+        """The output at `widths`, and what the candidates of `groups` need of the pass."""
+        needed = frozenset(index for group in groups for index in self._known(group).needed)
+        mode = _Keeping(self, widths, needed)
+        return self._run(self.model, widths, inputs, mode), mode.kept
+
+    def run(self, kept: Kept, group: str, widths: Widths, inputs: Any) -> Any:
+        """The output at `widths`, which differ from those of the pass kept in one group."""
+        return self._run(self.model, widths, inputs, _Reusing(self, kept, group, widths))
+
+    def bytes_needed(self, needed: Iterable[int], widths: Mapping[str, int], samples: int, itemsize: int = 4) -> int:
+        """Memory that results of operators take at `widths`, for so many samples."""
+        results = (axes for index in needed for axes in self.results[index].axes)
+        elements = sum(prod(axis.kept(widths) for axis in axes) for axes in results)
+        return elements * itemsize * samples // _SAMPLES
+
+    def _run(self, model: nn.Module, widths: Widths, inputs: Any, mode: TorchDispatchMode) -> Any:
+        args, kwargs = split_input(inputs)
+        with torch.no_grad():
+            return run_subnet(model, self.space, widths, args, kwargs, mode=mode)
+
+
+# --- finding out -------------------------------------------------------------------------------------------------
+
+
+class _Finding:
+    """Finds the plans of a `Reuse` by comparing passes of a random model in double precision."""
+
+    def __init__(self, reuse: Reuse, example: Any) -> None:
+        self.reuse, self.space = reuse, reuse.space
+        self.model = _random_copy(reuse.model)
+        self.inputs = tree_map(_few_random, example)
+
+        reuse.results = results_of(self.model, self.space, self)
+        self._low, self._higher = (  # narrow nets are quick; at these widths each group can go one choice down
+            Widths((g.name, g.choices[min(place, len(g.choices) - 1)]) for g in self.space.groups.values())
+            for place in (1, 2)
+        )
+        self._passes = [self._first(self._low)]
+
+    def plan(self, group: str) -> Plan | None:
+        """The plan of a group, tried out at other widths than it was found at."""
+        plan = self._found(group)
+        if plan is not None and not self._holds(group, plan):
+            if len(self._passes) == 1:
+                self._passes.append(self._first(self._higher))
+            plan = self._found(group)  # what differs at either width
+            plan = plan if plan is not None and self._holds(group, plan) else None
+        return plan
+
+    def _first(self, widths: Widths) -> _Comparing:
+        mode = _Comparing(self.reuse, widths)
+        self._run(widths, mode)
+        self.reuse.overwritten |= mode.overwritten
+        return mode
+
+    def on(self, model: nn.Module, *modes: Any) -> Any:
+        """A pass under modes."""
+        args, kwargs = split_input(self.inputs)
+        with ExitStack() as stack:
+            stack.enter_context(torch.no_grad())
+            for mode in filter(None, modes):
+                stack.enter_context(mode)
+            return model(*args, **kwargs)
+
+    def _run(self, widths: Widths, mode: TorchDispatchMode | None) -> Any:
+        args, kwargs = split_input(self.inputs)
+        with torch.no_grad():
+            return run_subnet(self.model, self.space, widths, args, kwargs, mode=mode)
+
+    def _found(self, group: str) -> Plan | None:
+        computed, needed = set[int](), set[int]()
+        for first in self._passes:
+            widths = self.space.narrowed(first.widths, group)
+            if widths is None:
+                return None
+            mode = _Comparing(self.reuse, widths, first)
+            try:
+                self._run(widths, mode)
+            except Diverged:
+                return None
+            if mode.is_entangled:
+                return None
+            computed |= mode.computed
+            needed |= mode.needed
+        if not needed - computed:
+            return None
+        work = [result.macs + _WRITTEN * result.written for result in self.reuse.results]
+        return Plan(frozenset(computed), frozenset(needed - computed), sum(work[i] for i in computed) / sum(work))
+
+    def _holds(self, group: str, plan: Plan) -> bool:
+        """Proof, not hope: does a pass by the plan give what a whole pass gives?"""
+        widths = self.space.narrowed(self._higher, group)
+        if widths is None:
+            return False
+        self.reuse._plans[group] = plan
+        try:
+            keeping = _Keeping(self.reuse, self._higher, plan.needed)
+            self._run(self._higher, keeping)
+            given = self._run(widths, _Reusing(self.reuse, keeping.kept, group, widths))
+        except (RuntimeError, Diverged, AssertionError):
+            return False
+        finally:
+            self.reuse._plans[group] = None
+        pairs = zip(tensors_in(given), tensors_in(self._run(widths, None)), strict=True)
+        return all(_same(one, other) for one, other in pairs)
+
+
+def _random_copy(model: nn.Module) -> nn.Module:
+    """The model in double precision with random numbers, in the same modes: no value is like another by chance."""
+    generator = torch.Generator().manual_seed(0)
+
+    def convert(name: str, tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point():
+            return tensor.clone()
+        draw = torch.rand(tensor.shape, generator=generator, dtype=torch.float64)
+        fan = max(1, tensor[0].numel()) if tensor.ndim > 1 else 1
+        values = (2 * draw - 1) * (3 / fan) ** 0.5 if tensor.ndim > 1 else draw + 0.5  # scales and variances: positive
+        return values.to(tensor.device)
+
+    return copy_module(model, convert)
+
+
+def _few_random(leaf: Any) -> Any:
+    if not isinstance(leaf, Tensor) or leaf.ndim == 0:
+        return leaf
+    few = leaf[:_SAMPLES]
+    if not leaf.is_floating_point():
+        return few
+    draw = torch.randn(few.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    return draw.to(leaf.device)
+
+
+def _same(one: Any, other: Any) -> bool:
+    if not isinstance(one, Tensor) or not isinstance(other, Tensor):
+        return type(one) is type(other) and bool(one == other)
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    if not one.is_floating_point():
+        return bool((one == other).all())
+    scale = float(other.abs().max()) if other.numel() else 0.0
+    return torch.allclose(one, other, rtol=_EQUAL, atol=_EQUAL * scale, equal_nan=True)
+
+
+class _InOrder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own base
+    """Calls `ran` for each operator with its place in the pass."""
+
+    def __init__(self, reuse: Reuse) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.reuse = reuse
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in UNCOUNTED:
+            return self.passed(args[0], func(*args, **(kwargs or {})))
+        index, self.count = self.count, self.count + 1
+        results = self.reuse.results
+        if index >= len(results) or results[index].operator is not func:
+            raise Diverged(f"{func} as operator {index}")
+        return self.ran(index, func, args, kwargs or {})
+
+    def ran(self, index: int, func: Any, args: Any, kwargs: Any) -> Any:
+        """An operator is to be run; gives its result."""
+        raise NotImplementedError
+
+    def passed(self, source: Tensor, result: Tensor) -> Tensor:
+        """A tensor was given another handle."""
+        return result
+
+
+class _Comparing(_InOrder):  # type: ignore[no-untyped-call]
+    """Records all results, and compares them with those of a first pass in which one group was wider."""
+
+    def __init__(self, reuse: Reuse, widths: Widths, first: _Comparing | None = None) -> None:
+        super().__init__(reuse)
+        self.widths, self.first = widths, first
+        self.results: list[Any] = []
+        self.reads: list[list[Any]] = []  # by each operator: shapes of tensors, and plain arguments
+        self.overwritten = set[int]()  # results that a later operator writes into
+        self.computed = set[int]()
+        self.needed = set[int]()
+        self.is_entangled = False  # something needed was written to under another name
+        self._alive: list[Any] = []  # so that nothing takes the place of another in memory
+        self._made: dict[int, int] = {}  # id of a tensor -> the operator that returned it
+        self._made_at: dict[int, set[int]] = {}  # where numbers lie -> operators that returned them
+        self._written: dict[int, int] = {}  # where its numbers lie -> the operator that wrote there last
+        self._differs = set[int]()  # where numbers lie that differ from the first pass
+
+    def ran(self, index: int, func: Any, args: Any, kwargs: Any) -> Any:
+        inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        places = [_place(leaf) for leaf in inputs]
+        writes = [*_written_to(func, args, kwargs)]
+        reads = [leaf.shape if isinstance(leaf, Tensor) else leaf for leaf in tree_leaves((args, kwargs))]
+        differs = not self._differs.isdisjoint(places)
+        if not differs and self.first is not None and self.first.reads[index] == reads and not writes:
+            result = self._as_before(index, func, args, kwargs)  # all it reads is as it was
+        else:
+            result = func(*args, **kwargs)
+            differs = differs or not self._is_slice(index, tree_leaves(result))
+        leaves = tree_leaves(result)
+        if self.first is not None:
+            if differs:
+                self.computed.add(index)
+                for leaf, place in zip(inputs, places, strict=True):
+                    made = self._made.get(id(leaf))
+                    if made is not None and place not in self._differs:
+                        self.needed.add(made)
+                        self.is_entangled |= self._written[place] > made
+        else:
+            self.reads.append(reads)
+            self.results.append(tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, result))
+        for leaf in writes:
+            self.overwritten |= self._made_at.get(_place(leaf), set())
+        for leaf in (*writes, *leaves):
+            if isinstance(leaf, Tensor):
+                place = _place(leaf)
+                if differs:
+                    self._differs.add(place)
+                if not func.is_view:
+                    self._written[place] = index
+                self._written.setdefault(place, index)
+        for leaf in leaves:
+            if isinstance(leaf, Tensor):
+                self._made[id(leaf)] = index
+                self._made_at.setdefault(_place(leaf), set()).add(index)
+        self._alive += [*inputs, *leaves]
+        return result
+
+    def passed(self, source: Tensor, result: Tensor) -> Tensor:
+        if id(source) in self._made:
+            self._made[id(result)] = self._made[id(source)]
+        self._alive += [source, result]
+        return result
+
+    def _as_before(self, index: int, func: Any, args: Any, kwargs: Any) -> Any:
+        assert self.first is not None
+        if func.is_view:
+            return func(*args, **kwargs)
+        return tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, self.first.results[index])
+
+    def _is_slice(self, index: int, leaves: Sequence[Any]) -> bool:
+        """Are the results those of the first pass without the channels taken away?"""
+        if self.first is None:
+            return True
+        axes = iter(self.reuse.results[index].axes)
+        for leaf, whole in zip(leaves, tree_leaves(self.first.results[index]), strict=True):
+            if isinstance(leaf, Tensor):
+                expected = _cut_further(whole, next(axes), self.first.widths, self.widths)
+                if expected is None or not _same(leaf, expected):
+                    return False
+            elif leaf != whole:
+                return False
+        return True
+
+
+def _place(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
+
+
+def _written_to(func: Any, args: Any, kwargs: Any) -> Iterable[Tensor]:
+    """The tensors that an operator changes in place."""
+    for number, argument in enumerate(func._schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            given = args[number] if number < len(args) else kwargs.get(argument.name)
+            yield from (leaf for leaf in tree_leaves(given) if isinstance(leaf, Tensor))
+
+
+def _cut_further(
+    tensor: Tensor, axes: tuple[Axis, ...], before: Mapping[str, int], after: Mapping[str, int]
+) -> Tensor | None:
+    """What is left at `after` of a result at `before`; None if it is not as long as its axes say."""
+    for dim, axis in enumerate(axes):
+        if not axis.groups:
+            continue
+        old = axis.positions(before)
+        if len(old) != tensor.shape[dim]:
+            return None
+        new = axis.positions(after)
+        if len(new) == len(old):
+            continue
+        if isinstance(new, range) and isinstance(old, range):
+            tensor = tensor.narrow(dim, 0, len(new))
+        else:
+            place = {position: at for at, position in enumerate(old)}
+            kept = torch.tensor([place[position] for position in new], device=tensor.device)
+            tensor = tensor.index_select(dim, kept)
+    return tensor
+
+
+# --- running -----------------------------------------------------------------------------------------------------
+
+
+class _Keeping(_InOrder):  # type: ignore[no-untyped-call]
+    """Keeps what is needed of a pass."""
+
+    def __init__(self, reuse: Reuse, widths: Widths, needed: frozenset[int]) -> None:
+        super().__init__(reuse)
+        self.kept = Kept(widths, needed)
+
+    def ran(self, index: int, func: Any, args: Any, kwargs: Any) -> Any:
+        result = func(*args, **kwargs)
+        self.kept.looks[index] = tree_map(lambda leaf: _Look.of(leaf) if isinstance(leaf, Tensor) else leaf, result)
+        if index in self.kept.needed:
+            copied = index in self.reuse.overwritten
+            self.kept.results[index] = [
+                leaf.clone() if copied and isinstance(leaf, Tensor) else leaf for leaf in tree_leaves(result)
+            ]
+        return result
+
+
+class _Reusing(_InOrder):  # type: ignore[no-untyped-call]
+    """Runs only the operators of a plan; others give what was kept, or, if nobody reads it, anything of its shape."""
+
+    def __init__(self, reuse: Reuse, kept: Kept, group: str, widths: Widths) -> None:
+        super().__init__(reuse)
+        self.kept, self.group, self.widths = kept, group, widths
+        self.plan = reuse._known(group)
+
+    def ran(self, index: int, func: Any, args: Any, kwargs: Any) -> Any:
+        if index in self.plan.computed:
+            return func(*args, **kwargs)
+        written = list(_written_to(func, args, kwargs))
+        if index in self.plan.needed:
+            result = self._like_kept(index, self.kept.results[index])
+            if len(written) == 1 and isinstance(result, Tensor):  # in place: the same tensor is returned
+                return written[0].copy_(result)
+            return result
+        if func.is_view:
+            return func(*args, **kwargs)
+        if len(written) == 1 and isinstance(self.kept.looks[index], _Look):
+            return written[0]
+        return self._like_kept(index, None)
+
+    def _like_kept(self, index: int, results: Sequence[Any] | None) -> Any:
+        axes, values = iter(self.reuse.results[index].axes), iter(results or ())
+
+        def made(look: Any) -> Any:
+            value = next(values) if results is not None else None
+            if not isinstance(look, _Look):
+                return look
+            follows = next(axes)
+            if value is not None:
+                part = _cut_further(value, follows, self.kept.widths, self.widths)
+                assert part is not None, "the plan was proven"
+                return look.blank(part.shape).copy_(part)
+            shape = [
+                size if self.group not in axis.groups else axis.kept(self.widths)
+                for size, axis in zip(look.shape, follows, strict=True)
+            ]
+            return look.blank(shape)
+
+        return tree_map(made, self.kept.looks[index])

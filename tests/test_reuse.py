@@ -1,0 +1,200 @@
+"""Judges that compute less give the same answers: reuse exactly, racing within its stated error."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import nets
+from autoslim import Judge, MacCost, RacingJudge, ReuseJudge, Supernet, Widths, greedy_slim, trace
+from autoslim.calibrate import batch_statistics
+from autoslim.errors import ConfigError
+from autoslim.judge import negative_loss
+from autoslim.reuse import Diverged, Reuse
+from autoslim.slicing import run_subnet
+from autoslim.space import ChannelSpace
+from autoslim.tracing import split_input, tensors_in
+from test_laws import EVERY, make
+
+# torch runs other operators for weights that are views, and to flatten what has a single channel left
+DIFFERENT_PATHS = {"weight_norm", "deviations_of_groups"}
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_pass_that_reuses_what_was_kept_gives_what_a_whole_pass_gives(name: str) -> None:
+    net, x = make(name)
+    space = trace(net, x).with_choices(bins=4, divisor=1)
+    rng = random.Random(0)
+    compared = 0
+    with torch.no_grad(), batch_statistics(net):
+        before = {key: tensor.clone() for key, tensor in net.state_dict().items()}
+        reuse = Reuse(net, space, x)
+        some = rng.sample([*space.groups], min(6, len(space.groups)))
+        groups = [group for group in some if reuse.plan(group) is not None]
+        for _ in range(2):
+            widths = space.sample(rng)
+            candidates = {g: c for g in groups if (c := space.narrowed(widths, g)) is not None}
+            try:
+                output, kept = reuse.keep(widths, x, candidates)
+            except Diverged:
+                assert name in DIFFERENT_PATHS
+                continue
+            _assert_same(output, _whole(net, space, widths, x))
+            for group, candidate in candidates.items():
+                _assert_same(reuse.run(kept, group, candidate, x), _whole(net, space, candidate, x))
+                compared += 1
+        assert all(torch.equal(tensor, before[key]) for key, tensor in net.state_dict().items())
+    assert compared or not groups
+
+
+def _whole(net: nn.Module, space: ChannelSpace, widths: Widths, x: object) -> object:
+    args, kwargs = split_input(x)
+    return run_subnet(net, space, widths, args, kwargs)
+
+
+def _assert_same(one: object, other: object) -> None:
+    for left, right in zip(tensors_in(one), tensors_in(other), strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-5, atol=1e-5 * float(right.abs().max()))
+
+
+@pytest.mark.parametrize("name", ["torchvision:mobilenet_v2", "torchvision:resnet50", "autoslim:mobilenet_v1"])
+def test_every_group_is_reused_and_half_of_the_work_is_spared(name: str) -> None:
+    net, x = make(name)
+    space = trace(net, x)
+    with torch.no_grad(), batch_statistics(net):
+        reuse = Reuse(net, space, x)
+        plans = [reuse.plan(group) for group in space.groups]
+    assert all(plan is not None for plan in plans)
+    assert sum(plan.share for plan in plans if plan is not None) / len(plans) < 0.6
+
+
+def test_what_is_kept_stays_within_the_memory_given() -> None:
+    supernet, batches = _supernet()
+    judge = ReuseJudge(supernet, batches, keep_bytes=0)
+    widths = supernet.space.full()
+    candidates = {g: c for g in supernet.space.groups if (c := supernet.space.narrowed(widths, g)) is not None}
+    assert judge._reused(widths, candidates, batches[0][0]) == set()
+    exact = Judge(supernet, batches)
+    for group, (score, worth) in judge.compare(widths, candidates).items():
+        assert score == worth == pytest.approx(exact(candidates[group]), abs=1e-6)
+    some = ReuseJudge(supernet, batches, keep_bytes=1_000_000)
+    reused = some._reused(widths, candidates, batches[0][0])
+    needed = {index for group in reused for index in some.reuse._known(group).needed}
+    _, kept = some.reuse.keep(widths, batches[0][0], reused)
+    kept_bytes = sum(leaf.nbytes for leaves in kept.results.values() for leaf in leaves if isinstance(leaf, Tensor))
+    assert 0 < len(reused) < len(candidates)
+    assert kept_bytes <= 1_000_000
+    assert kept.results.keys() == needed
+
+
+@pytest.mark.parametrize("rule", ["score", "score-per-cost"])
+def test_the_search_takes_the_same_path_however_it_is_judged(rule: str) -> None:
+    supernet, batches = _supernet()
+    cost = MacCost(supernet.space)
+    paths = {}
+    for name, judge in {
+        "exhaustive": Judge(supernet, batches),
+        "reuse": ReuseJudge(supernet, batches),
+        "race to the end": RacingJudge(supernet, batches, confidence=1),
+    }.items():
+        paths[name] = list(greedy_slim(supernet.space, judge, cost, ["30%"], rule=rule))
+    for path in paths.values():
+        assert [step.widths for step in path] == [step.widths for step in paths["exhaustive"]]
+        for step, exact in zip(path, paths["exhaustive"], strict=True):
+            assert step.score == pytest.approx(exact.score, abs=1e-5)
+
+
+def test_a_race_looks_at_fewer_images_and_finds_the_same() -> None:
+    supernet, batches = _supernet()
+    seen: dict[str, int] = {}
+
+    def counting(output: Tensor, targets: Tensor) -> Tensor:
+        seen[current] = seen.get(current, 0) + len(targets)
+        return negative_loss(output, targets)
+
+    space, cost = supernet.space, MacCost(supernet.space)
+    judges = {"all": ReuseJudge(supernet, batches, counting), "race": RacingJudge(supernet, batches, counting)}
+    paths = {}
+    for current, judge in judges.items():
+        paths[current] = [step.group for step in greedy_slim(space, judge, cost, ["50%"])]
+    same = sum(one == other for one, other in zip(paths["all"], paths["race"], strict=False))
+    assert same >= 0.9 * len(paths["all"])
+    assert seen["race"] < 0.7 * seen["all"]
+
+
+def test_the_second_score_is_that_of_the_images_seen() -> None:
+    supernet, batches = _supernet()
+    judge = ReuseJudge(supernet, batches, "loss", also="accuracy")
+    step = next(greedy_slim(supernet.space, judge, MacCost(supernet.space), ["50%"]))
+    for widths in (step.widths, supernet.space.full()):
+        accuracy, images = judge.also_of(widths)
+        assert accuracy == pytest.approx(Judge(supernet, batches, "accuracy")(widths))
+        assert images == 800
+    race = RacingJudge(supernet, batches, "loss", also="accuracy")
+    step = next(greedy_slim(supernet.space, race, MacCost(supernet.space), ["50%"]))
+    accuracy, images = race.also_of(step.widths)
+    part = [batch for number, batch in enumerate(batches) if number < images // 100]
+    assert accuracy == pytest.approx(Judge(supernet, part, "accuracy")(step.widths))
+
+
+class _Drawn(RacingJudge):
+    """A race of nets whose scores are drawn, so that it is known which is the best on all samples."""
+
+    def __init__(self, supernet: Supernet, scores: Mapping[Widths, Tensor], batch: int, confidence: float) -> None:
+        count = len(next(iter(scores.values())))
+        places = torch.arange(count).split(batch)
+        super().__init__(supernet, [(p, p) for p in places], lambda output, targets: output, confidence=confidence)
+        self._scores = scores
+
+    def _outputs(self, widths, candidates, inputs, with_now):  # type: ignore[no-untyped-def]
+        return None, ((group, self._scores[candidate][inputs]) for group, candidate in candidates.items())
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.02])
+def test_the_best_is_dropped_no_more_often_than_stated(spread: float) -> None:
+    """Scores of nets that hardly differ, as with shuffled labels: much in common, a little of their own."""
+    supernet, _ = _supernet()
+    space = supernet.space
+    candidates = {g: c for g in space.groups if (c := space.narrowed(space.full(), g)) is not None}
+    wrong, runs, confidence = 0, 300, 0.9
+    generator = torch.Generator().manual_seed(0)
+    dropped = 0
+    for _ in range(runs):
+        common = torch.randn(800, generator=generator).exp()  # skewed, as losses are
+        means = torch.randn(len(candidates), generator=generator) * spread
+        scores = {
+            widths: -(common + 0.3 * torch.randn(800, generator=generator) * common + mean)
+            for widths, mean in zip(candidates.values(), means, strict=True)
+        }
+        best = max(candidates, key=lambda g: float(scores[candidates[g]].mean()))
+        left = _Drawn(supernet, scores, 100, confidence).compare(space.full(), candidates)
+        wrong += best not in left
+        dropped += len(candidates) - len(left)
+    assert wrong <= (1 - confidence) * runs
+    if spread:
+        assert dropped > 0
+
+
+def test_a_race_needs_a_score_per_sample() -> None:
+    supernet, batches = _supernet()
+    judge = RacingJudge(supernet, batches, lambda output, targets: negative_loss(output, targets).mean())
+    with pytest.raises(ConfigError, match="score per sample"):
+        next(greedy_slim(supernet.space, judge, MacCost(supernet.space), ["50%"]))
+    with pytest.raises(ConfigError, match="confidence"):
+        RacingJudge(supernet, batches, confidence=95)
+
+
+def _supernet() -> tuple[Supernet, list[tuple[Tensor, Tensor]]]:
+    """A net in whose channels there is something to choose between, and images whose classes it has seen."""
+    torch.manual_seed(0)
+    layers = [nets.conv(incoming, outgoing) for incoming, outgoing in ((3, 12), (12, 16), (16, 16), (16, 12), (12, 8))]
+    net = nn.Sequential(*layers, *nets.head(8))
+    images = torch.randn(800, 3, 12, 12)
+    space = trace(net, images[:1]).with_choices(bins=6, divisor=2)
+    with torch.no_grad(), batch_statistics(net):
+        targets = net(images).argmax(1)
+    return Supernet(net, space), [(images[i : i + 100], targets[i : i + 100]) for i in range(0, 800, 100)]
