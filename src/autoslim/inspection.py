@@ -27,7 +27,7 @@ from autoslim.tables import LatencyCost, LatencyTable, hot_operators
 from autoslim.tracing import trace
 
 _USUAL_SHAPE = (1, 3, 224, 224)
-LATENCY_ASKED = f"{LATENCY}<=100%"
+_ANY_LATENCY = f"{LATENCY}<=100%"
 
 
 def inspect_model(
@@ -160,7 +160,16 @@ def latency_facts(
     """
     model, every, example = _traced(config, shape, from_data=from_data)
     model, example = model.to(config.device), example.to(config.device)
-    space, cost = searched_space(config, model, every, example, budgets=[LATENCY_ASKED], progress=progress, fresh=fresh)
+    space, cost = searched_space(
+        config,
+        model,
+        every,
+        example,
+        budgets=[_ANY_LATENCY],
+        progress=progress,
+        kept=None if run is None or fresh else read_run(run).latency_table,
+        fresh=fresh,
+    )
     assert cost is not None, "a budget on latency was named"
     if csv is not None:
         cost.table.save(csv)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
@@ -92,28 +93,41 @@ def measure_latency_table(
     with torch_threads(threads) as count:
         about = _about(kind, count, model, example_input)
     path = (cache or cache_directory()) / "latency" / f"{_key(about, space, operators, nets, repeats)}.csv"
-    log = path.with_suffix(".jsonl")
-    if fresh:
-        path.unlink(missing_ok=True)
-        log.unlink(missing_ok=True)
-    if path.exists():
-        return LatencyTable.load(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    drawn = list(_nets(space, nets))
+    with FileLock(path.with_suffix(".lock")):  # another process may be measuring the same
+        log = path.with_suffix(".jsonl")
+        if fresh:
+            path.unlink(missing_ok=True)
+            log.unlink(missing_ok=True)
+        if path.exists():
+            return LatencyTable.load(path)
+        drawn = list(_nets(space, nets))
+        measure = _measure(model, space, example_input, runtime, count, operators, repeats)
+        table = LatencyTable(tuple(_rows(operators, drawn, _rounds(drawn, measure, log, progress))), about)
+        table.save(path)
+        log.unlink(missing_ok=True)
+    return table
+
+
+def _rounds(
+    drawn: Sequence[Widths], measure: Callable[[Widths], dict[str, Any]], log: Path, progress: Progress
+) -> list[dict[str, Any]]:
+    """Two rounds of measurements, as far as the log does not have them: for each net the less disturbed of the two."""
     records = read_records(log)[: 2 * len(drawn)]
-    measure = _measure(model, space, example_input, runtime, count, operators, repeats)
     with progress.bar("latency", 2 * len(drawn)) as advance:
         for index, widths in enumerate([*drawn, *drawn]):
             if index >= len(records):
                 records.append(measure(widths))
                 append_record(log, records[-1])
                 advance(index + 1, f"measurement {index + 1} of {2 * len(drawn)}, {records[-1]['ms']:.2f} ms")
+    scatter = statistics.median(record["spread"] / record["ms"] for record in records)
+    if scatter > _BUSY:
+        progress.say(f"latency: repeats scatter by {scatter:.0%}; measure again while the machine does nothing else")
     rounds = zip(records[: len(drawn)], records[len(drawn) :], strict=True)
-    best = [min(both, key=lambda record: float(record["ms"])) for both in rounds]
-    table = LatencyTable(tuple(_rows(operators, drawn, best)), about)
-    table.save(path)
-    log.unlink(missing_ok=True)
-    return table
+    return [min(both, key=lambda record: float(record["ms"])) for both in rounds]
+
+
+_BUSY = 0.15  # interquartile range of whole passes, as a share of the median
 
 
 def cache_directory() -> Path:

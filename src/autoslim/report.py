@@ -137,7 +137,7 @@ def render_report(record: Record) -> str:
         "heads": "".join(f'<th scope="col">{head}</th>' for head in _heads(record).values()),
         "accuracies": len(_heads(record)),
         "results": _results_rows(record),
-        "device": escape(str(record["device"])),
+        "device": escape(_measured_on(record)),
         "channels": _channels_part(record, figures),
         "nets": _nets_part(record),
         "training": _training_part(record, figures),
@@ -221,6 +221,12 @@ def _signed(difference: float) -> str:
 
 def _milliseconds(latency: float | None) -> str:
     return "not measured" if latency is None else f"{latency:.3g} ms" if latency < 100 else f"{latency:,.0f} ms"
+
+
+def _measured_on(record: Record) -> str:
+    """Runtime and device of latencies; plain torch goes without saying."""
+    runtime = record.get("runtime") or "torch"
+    return str(record["device"]) if runtime == "torch" else str(runtime)
 
 
 def _label(text: object) -> str:
@@ -433,7 +439,7 @@ def _tiles(record: Record) -> str:
         tiles[1] = ("Against uniform widths", "–", "no uniform net was trained")
     if best.get("latency_ms") is not None:
         beside = f"full net {_milliseconds(full.get('latency_ms'))}"
-        tiles.append((f"Latency, {escape(str(record['device']))}", _milliseconds(best["latency_ms"]), beside))
+        tiles.append((f"Latency, {escape(_measured_on(record))}", _milliseconds(best["latency_ms"]), beside))
     shown = (
         f'<div><dt>{name}</dt><dd class="figure">{figure}</dd><dd class="beside">{beside}</dd></div>'
         for name, figure, beside in tiles
