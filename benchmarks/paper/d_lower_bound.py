@@ -36,7 +36,7 @@ def draw(record: dict[str, Any], picture: Callable[..., Any]) -> str:
         for bound in BOUNDS:
             points = [(r, 100 * sum(a) / len(a)) for (b, r), a in accuracies.items() if b == bound]
             axes.plot(*zip(*points, strict=True), "o-", label=f"from {bound:g}", markersize=4)
-        axes.set(xlabel="width", ylabel="test accuracy, %")
+        axes.set(xlabel="width (below 70 %: see the table)", ylabel="test accuracy, %", ylim=(70, None))
         axes.legend()
 
     picture(plot)

@@ -109,6 +109,8 @@ def draw(record: dict[str, Any], picture: Callable[..., Any]) -> str:
     def plot(axes: Any) -> None:
         for kind, label in KINDS.items():
             shown = [budget for budget in budgets if of(budget, kind, "alone")]
+            if not shown:
+                continue
             accuracies = [[100 * value for value in of(budget, kind, "alone")] for budget in shown]
             bars = [stdev(values) if len(values) > 1 else 0.0 for values in accuracies]
             macs = [mean(of(budget, kind, "macs")) / 1e6 for budget in shown]

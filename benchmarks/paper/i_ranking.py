@@ -18,7 +18,7 @@ from typing import Any
 import common
 from common import EQUAL, Lab, say, table
 
-from autoslim import MacCost, Widths
+from autoslim import Judge, MacCost, Widths
 
 SIMILAR = (0.25,) * 12  # of the MACs of the full net
 DIFFERENT = tuple(0.1 * 6 ** (index / 11) for index in range(12))  # 10 to 60 %
@@ -43,7 +43,14 @@ def draw_widths(lab: Lab, shares: Sequence[float], seed: int) -> list[Widths]:
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     lab = Lab(EQUAL, options)
     supernet, _ = lab.supernet("supernet-0", 0)
-    judge, rows = lab.judge(supernet), []
+    everything = list(lab.batches(lab.data.holdout, 2500))
+    judges = {
+        f"loss, {lab.setting.search_images:,} held-out images": lab.judge(supernet),
+        f"loss, {len(lab.data.holdout):,} held-out images": Judge(supernet, everything, "loss"),
+        f"accuracy, {lab.setting.search_images:,} held-out images": Judge(supernet, lab.held_out, "accuracy"),
+        f"accuracy, {len(lab.data.holdout):,} held-out images": Judge(supernet, everything, "accuracy"),
+    }
+    rows = []
     for kind, shares in (("similar", SIMILAR), ("different", DIFFERENT)):
         for index, widths in enumerate(draw_widths(lab, shares, 1 + (kind == "different"))):
             alone = [lab.plain(f"random-{kind}-{index}-{seed}", widths, seed, EPOCHS)[1] for seed in options.seeds]
@@ -53,7 +60,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                 "macs": lab.macs(widths),
                 "params": lab.params(widths),
             }
-            row |= {"shared": lab.accuracy(supernet, widths), "score": judge(widths), "alone": alone}
+            row |= {"shared": lab.accuracy(supernet, widths), "alone": alone}
+            row["judged"] = {name: judge(widths) for name, judge in judges.items()}
             say(f"{kind} {index}: {row}")
             rows.append(row)
     return {"rows": rows, "full": lab.macs(lab.every.full()), **lab.about()}
@@ -66,7 +74,7 @@ def draw(record: dict[str, Any], picture: Callable[..., Any]) -> str:
     def plot(axes: Any) -> None:
         for place, (kind, nets) in zip(axes, kinds.items(), strict=True):
             place.plot([100 * net["shared"] for net in nets], [100 * mean(net["alone"]) for net in nets], "o")
-            place.set(xlabel="accuracy in the supernet, %", ylabel="accuracy after separate training, %")
+            place.set(xlabel="accuracy in the supernet (test images), %", ylabel="accuracy after separate training, %")
             place.set_title(f"12 nets of {kind} cost")
 
     picture(plot, panels=2)
@@ -74,8 +82,8 @@ def draw(record: dict[str, Any], picture: Callable[..., Any]) -> str:
     for kind, nets in (*kinds.items(), ("all", rows)):
         alone = [mean(net["alone"]) for net in nets]
         for name, values in (
-            ("accuracy in the supernet", [net["shared"] for net in nets]),
-            ("the judge's score", [net["score"] for net in nets]),
+            ("accuracy in the supernet, test images", [net["shared"] for net in nets]),
+            *((name, [net["judged"][name] for net in nets]) for name in nets[0]["judged"]),
             ("MACs", [net["macs"] for net in nets]),
             ("parameters", [net["params"] for net in nets]),
             *([("another training", [net["alone"][1] for net in nets])] if len(nets[0]["alone"]) > 1 else []),
