@@ -141,6 +141,27 @@ def test_the_second_score_is_that_of_the_images_seen() -> None:
     assert accuracy == pytest.approx(Judge(supernet, part, "accuracy")(step.widths))
 
 
+class _SinglePrecision(nn.Module):
+    """A net that does not run in double precision."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x.float())  # type: ignore[no-any-return]
+
+
+def test_a_net_that_cannot_be_tried_out_runs_as_a_whole() -> None:
+    supernet, batches = _supernet()
+    net = _SinglePrecision(supernet.model)
+    space = trace(net, batches[0][0][:1]).with_choices(bins=3, divisor=2)
+    judges = [kind(Supernet(net, space), batches) for kind in (Judge, ReuseJudge)]
+    assert judges[1].reuse.whole() == [*space.groups]
+    paths = [[step.widths for step in greedy_slim(space, judge, MacCost(space), ["60%"])] for judge in judges]
+    assert paths[0] == paths[1]
+
+
 class _Drawn(RacingJudge):
     """A race of nets whose scores are drawn, so that it is known which is the best on all samples."""
 
@@ -194,7 +215,7 @@ def _supernet() -> tuple[Supernet, list[tuple[Tensor, Tensor]]]:
     layers = [nets.conv(incoming, outgoing) for incoming, outgoing in ((3, 12), (12, 16), (16, 16), (16, 12), (12, 8))]
     net = nn.Sequential(*layers, *nets.head(8))
     images = torch.randn(800, 3, 12, 12)
-    space = trace(net, images[:1]).with_choices(bins=6, divisor=2)
+    space = trace(net, images[:1]).with_choices(bins=4, divisor=2)
     with torch.no_grad(), batch_statistics(net):
         targets = net(images).argmax(1)
     return Supernet(net, space), [(images[i : i + 100], targets[i : i + 100]) for i in range(0, 800, 100)]

@@ -22,7 +22,7 @@ from autoslim.errors import ConfigError, ExportError, RunError, TrainError
 from autoslim.export import export_onnx, has_onnx, load_subnet, load_tensors, save_subnet, save_tensors, verify_onnx
 from autoslim.files import append_record, keep_records, read_json, read_records, write_json, write_whole
 from autoslim.inspection import searched_space
-from autoslim.judge import SCORES, Judge, evaluate, make_judge
+from autoslim.judge import SCORES, Judge, ReuseJudge, evaluate, make_judge
 from autoslim.latency import latencies, spread
 from autoslim.models import build_model
 from autoslim.path import read_path
@@ -296,6 +296,9 @@ def slim_stage(job: Job) -> None:
     images = job.held_out()
     slim = job.config.slim
     judge = make_judge(slim.judge, job.net, images, slim.score, slim.confidence, int(slim.keep_gb * 1e9))
+    if isinstance(judge, ReuseJudge) and judge.reuse.whole():
+        listed = ", ".join(judge.reuse.whole()[:3])
+        job.progress.say(f"search: nets narrower in {len(judge.reuse.whole())} groups run as a whole ({listed} ...)")
     start = steps[-1].widths if steps else job.space.full()
     # each budget may be on another metric: the walk ends when all are met, and weighs the one that is farthest away
     path = greedy_slim(

@@ -89,7 +89,7 @@ class Reuse:
         self.overwritten = set[int]()  # results that a later operator of the pass writes into
         try:
             self._finding = _Finding(self, example)
-        except Diverged:  # even full widths and others run different operators
+        except Exception:  # its path depends on the widths; or it does not run on a few samples in double precision
             self._plans = dict.fromkeys(space.groups)
 
     def plan(self, group: str) -> Plan | None:
@@ -98,6 +98,10 @@ class Reuse:
             self._plans[group] = None
             self._plans[group] = self._finding.plan(group)
         return self._plans[group]
+
+    def whole(self) -> list[str]:
+        """Groups without a plan."""
+        return [group for group in self.space.groups if self.plan(group) is None]
 
     def _known(self, group: str) -> Plan:
         plan = self._plans[group]
@@ -136,7 +140,6 @@ class _Finding:
         self.reuse, self.space = reuse, reuse.space
         self.model = _random_copy(reuse.model)
         self.inputs = tree_map(_few_random, example)
-
         reuse.results = results_of(self.model, self.space, self)
         self._low, self._higher = (  # narrow nets are quick; at these widths each group can go one choice down
             Widths((g.name, g.choices[min(place, len(g.choices) - 1)]) for g in self.space.groups.values())
@@ -183,7 +186,7 @@ class _Finding:
             mode = _Comparing(self.reuse, widths, first)
             try:
                 self._run(widths, mode)
-            except Diverged:
+            except (RuntimeError, Diverged):
                 return None
             if mode.is_entangled:
                 return None
