@@ -226,7 +226,7 @@ class Lab:
 
     def us_net(self, low: float, seed: int, n: int = 4, distill: bool = True) -> tuple[Supernet, dict[str, Any]]:
         """A US-Net for ratios from `low` to 1, trained by the sandwich rule of `n` nets."""
-        name = f"us-net-{low:g}-n{n}{'' if distill else '-hard'}-{seed}"
+        name = us_net_name(low, seed, n, distill)
         return self.supernet(name, seed, (low, 1.0), num_random=n - 2, distill=distill)
 
     def s_net(self, seed: int, *, private: bool = True) -> tuple[SwitchableNet, dict[str, Any]]:
@@ -279,6 +279,11 @@ class Lab:
         return read_json(path)
 
 
+def us_net_name(low: float, seed: int, n: int, distill: bool) -> str:
+    """What a US-Net is remembered by."""
+    return f"us-net-{low:g}-n{n}{'' if distill else '-hard'}-{seed}"
+
+
 def accuracy_as_in_training(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
     """Accuracy where BatchNorm normalises with the statistics of each batch, as it does while training."""
     right = count = 0
@@ -304,7 +309,7 @@ def main(
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="as many as given are averaged")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--draw", action="store_true", help="only draw again what was measured")
-    parser.add_argument("--finished", action="store_true", help="h and j: only what was trained so far")
+    parser.add_argument("--finished", action="store_true", help="e, h, j: only what was trained so far")
     parser.add_argument("--tiny", action="store_true", help="a rehearsal on made-up images; wants --root and --runs")
     options = parser.parse_args(arguments)
     path = options.root / "benchmarks" / "results" / "paper" / f"{letter}.json"

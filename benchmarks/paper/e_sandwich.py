@@ -12,14 +12,14 @@ from collections.abc import Callable
 from typing import Any
 
 import common
-from common import SMALL, Lab, spread, table
+from common import SMALL, Lab, spread, table, us_net_name
 
 VARIANTS = {
+    "n = 4": (4, True),
+    "n = 4, no distillation": (4, False),
     "n = 2": (2, True),
     "n = 3": (3, True),
-    "n = 4": (4, True),
     "n = 5": (5, True),
-    "n = 4, no distillation": (4, False),
 }
 RATIOS = (0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)
 
@@ -28,6 +28,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     lab = Lab(SMALL, options)
     rows = []
     for name, (n, distill) in VARIANTS.items():
+        if options.finished and not all(lab.is_trained(us_net_name(0.25, seed, n, distill)) for seed in options.seeds):
+            continue
         nets = [lab.us_net(0.25, seed, n, distill) for seed in options.seeds]
         accuracies = {
             f"{ratio:g}": [lab.accuracy(net, lab.space.uniform(ratio)) for net, _ in nets] for ratio in RATIOS
@@ -38,8 +40,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 def draw(record: dict[str, Any], picture: Callable[..., Any]) -> str:
     def plot(axes: Any) -> None:
-        for row, style in zip(record["rows"], ("o-", "o-", "o-", "o-", "s--"), strict=True):
+        for row in record["rows"]:
             means = [100 * sum(values) / len(values) for values in row["accuracy"].values()]
+            style = "s--" if "no " in row["name"] else "o-"
             axes.plot(RATIOS, means, style, label=row["name"], markersize=4)
         axes.set(xlabel="width", ylabel="test accuracy, %")
         axes.legend()
