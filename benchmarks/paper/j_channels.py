@@ -49,7 +49,7 @@ def draw(record: dict[str, Any], picture: Callable[..., Any]) -> str:
                 means = [sum(column) / len(column) for column in zip(*chosen, strict=True)]
                 place.plot(layers, means, "o-", color=f"C{index}", label=f"{budget} of the MACs")
             place.set(title=rule.replace("-", " "), xlabel="layer", ylabel="channels", ylim=(0, None))
-        axes[0].legend()
+        axes[1].legend()
 
     picture(plot, panels=2)
     rows = [
