@@ -48,8 +48,13 @@ def draw(record: dict[str, Any], picture: Callable[..., Any]) -> str:
                     place.plot(layers, widths, color=f"C{index}", alpha=0.35, linewidth=1)
                 means = [sum(column) / len(column) for column in zip(*chosen, strict=True)]
                 place.plot(layers, means, "o-", color=f"C{index}", label=f"{budget} of the MACs")
-            place.set(title=rule.replace("-", " "), xlabel="layer", ylabel="channels", ylim=(0, None))
-        axes[1].legend()
+            place.set(
+                title="score alone" if rule == "score" else "score per cost",
+                xlabel="layer",
+                ylabel="channels",
+                ylim=(0, None),
+            )
+        axes[1].legend(loc="lower center", ncols=2)
 
     picture(plot, panels=2)
     rows = [
