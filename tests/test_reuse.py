@@ -91,6 +91,17 @@ def test_what_is_kept_stays_within_the_memory_given() -> None:
     assert kept.results.keys() == needed
 
 
+@pytest.mark.parametrize("kind", [ReuseJudge, RacingJudge])
+def test_a_lone_candidate_is_judged_on_all_images(kind: type[ReuseJudge]) -> None:
+    supernet, batches = _supernet()
+    space = supernet.space
+    group = next(iter(space.groups))
+    candidate = space.narrowed(space.full(), group)
+    assert candidate is not None
+    ((score, _),) = kind(supernet, batches).compare(space.full(), {group: candidate}).values()
+    assert score == pytest.approx(Judge(supernet, batches)(candidate), abs=1e-6)
+
+
 @pytest.mark.parametrize("rule", ["score", "score-per-cost"])
 def test_the_search_takes_the_same_path_however_it_is_judged(rule: str) -> None:
     supernet, batches = _supernet()
@@ -171,7 +182,7 @@ class _Drawn(RacingJudge):
         super().__init__(supernet, [(p, p) for p in places], lambda output, targets: output, confidence=confidence)
         self._scores = scores
 
-    def _outputs(self, widths, candidates, inputs, with_now):  # type: ignore[no-untyped-def]
+    def _outputs(self, widths, candidates, inputs):  # type: ignore[no-untyped-def]
         return None, ((group, self._scores[candidate][inputs]) for group, candidate in candidates.items())
 
 

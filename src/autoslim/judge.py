@@ -76,6 +76,7 @@ class Judge:
 
     def also_of(self, widths: Widths) -> tuple[float, int]:
         """The mean of the second score of one of the nets judged last, and over how many samples it is."""
+        assert self.also is not None, "no second score was asked for"
         if widths not in self._also_of:
             self(widths)
         found = self._also_of[widths]
@@ -134,9 +135,7 @@ class ReuseJudge(Judge):
         with self._modes():
             for number, (inputs, targets) in enumerate(self.batches, start=1):
                 left = [group for group in found if found[group].is_running]
-                now_output, outputs = self._outputs(
-                    widths, {g: candidates[g] for g in left}, inputs, savings is not None
-                )
+                now_output, outputs = self._outputs(widths, {g: candidates[g] for g in left}, inputs)
                 if savings is not None:
                     now.add(now_output(), targets)
                 for group, output in outputs:
@@ -145,7 +144,7 @@ class ReuseJudge(Judge):
                     for group in self._hopeless({g: found[g] for g in left}, now, savings):
                         found[group].is_running = False
                         on_candidate(group, found[group].score)
-                    if sum(sums.is_running for sums in found.values()) == 1:
+                    if 1 == sum(sums.is_running for sums in found.values()) < len(found):
                         break
         running = {group: sums for group, sums in found.items() if sums.is_running}
         self._also_of = {candidates[group]: (sums.also, sums.count) for group, sums in running.items()}
@@ -161,7 +160,7 @@ class ReuseJudge(Judge):
         return ()
 
     def _outputs(
-        self, widths: Widths, candidates: Mapping[str, Widths], inputs: Any, with_now: bool
+        self, widths: Widths, candidates: Mapping[str, Widths], inputs: Any
     ) -> tuple[Callable[[], Any], Iterator[tuple[str, Any]]]:
         """The output of the current net, and those of its candidates one after the other."""
         reused = self._reused(widths, candidates, inputs)
