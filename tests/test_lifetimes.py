@@ -48,7 +48,13 @@ def elements_alive(net: nn.Module, inputs: Any) -> int:
 
 # torch's CPU computes attention in one operator; a copy of a single channel or head may be a view instead
 OTHERWISE = {"multihead_attention"}
-UPPER_BOUND = {"split_and_shuffled", "attention", "attention_of_a_transformer", "einsum_of_axes"}
+UPPER_BOUND = {
+    "split_and_shuffled",
+    "attention",
+    "attention_of_a_transformer",
+    "einsum_of_axes",
+    "deviations_of_groups",
+}
 UNROLLED = {"recurrent", "recurrent_in_both_directions"}  # traced as one product per weight
 
 
