@@ -11,8 +11,12 @@ from autoslim import ChannelSpace, extract, first_order, sort_channels, trace
 from autoslim.errors import SpaceError
 from test_laws import EVERY, call, difference, make
 
+# the rest of torchvision has no operator that these have not
+SLOW = {f"torchvision:{name}" for name in ("vgg11_bn", "resnext50_32x4d", "efficientnet_b0", "mnasnet1_0")}
+NETS = [name for name in EVERY if name not in SLOW | {"draws_its_path"}]
 
-@pytest.mark.parametrize("name", [name for name in EVERY if name != "draws_its_path"])
+
+@pytest.mark.parametrize("name", NETS)
 def test_the_function_stays_the_same(name: str) -> None:
     net, inputs = make(name)
     net.eval()
