@@ -18,28 +18,19 @@ import random
 import statistics
 import subprocess
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from autoslim import ChannelSpace, LatencyCost, Widths, extract, measure_latency_table, trace
 from autoslim.files import read_json, write_json, write_whole
 from autoslim.latency import processor, sample_around, spread
 from autoslim.runtimes import OnnxNets, Prepared
+from paper.ranking import spearman
 
 RESULTS = Path(__file__).parent / "results"
 KINDS = ("around", "independent")
-
-
-def ranks(values: Sequence[float]) -> np.ndarray:
-    return np.argsort(np.argsort(values)).astype(float)
-
-
-def spearman(one: Sequence[float], other: Sequence[float]) -> float:
-    return float(np.corrcoef(ranks(one), ranks(other))[0, 1]) if len(one) > 2 else float("nan")
 
 
 def drawn(space: ChannelSpace, kind: str, count: int) -> list[Widths]:
@@ -103,9 +94,9 @@ def summary(record: dict[str, Any], kind: str) -> dict[str, float]:
         "most": max(real),
         "error": statistics.median(errors),
         "worst": max(errors),
-        "spearman": spearman(predicted, real),
+        "spearman": spearman(predicted, real) if len(nets) > 2 else float("nan"),
         "again_error": statistics.median(abs(a - r) / r for a, r in zip(again, real, strict=True)),
-        "again_spearman": spearman(again, real),
+        "again_spearman": spearman(again, real) if len(nets) > 2 else float("nan"),
     }
 
 

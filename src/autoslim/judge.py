@@ -201,7 +201,7 @@ class RacingJudge(ReuseJudge):
     The other drops out if the difference would be so large by chance, though it is the better one on all samples, with
     a probability below `1 - confidence` for the whole step (normal approximation, one-sided, corrected for the number
     of comparisons and for how many samples are left). The step ends when one is left: its score is that of the samples
-    seen. With `confidence=1` nobody drops out. `reuse=False` runs all nets as a whole.
+    seen. With `confidence=1` nobody drops out, with `keep_bytes=0` all nets run as a whole.
     """
 
     def __init__(
@@ -213,9 +213,8 @@ class RacingJudge(ReuseJudge):
         also: str | Score | None = None,
         keep_bytes: int = KEPT_BYTES,
         confidence: float = 0.95,
-        reuse: bool = True,
     ) -> None:
-        super().__init__(supernet, batches, score, also=also, keep_bytes=keep_bytes if reuse else 0)
+        super().__init__(supernet, batches, score, also=also, keep_bytes=keep_bytes)
         if not 0 < confidence <= 1:
             raise ConfigError(f"confidence must lie above 0 and at most at 1, got {confidence}")
         self.confidence = confidence

@@ -296,17 +296,17 @@ def slim_stage(job: Job) -> None:
     images = job.held_out()
     slim = job.config.slim
     judge = make_judge(slim.judge, job.net, images, slim.score, slim.confidence, int(slim.keep_gb * 1e9))
-    if isinstance(judge, ReuseJudge) and judge.reuse.whole():
-        listed = ", ".join(judge.reuse.whole()[:3])
-        job.progress.say(f"search: nets narrower in {len(judge.reuse.whole())} groups run as a whole ({listed} ...)")
     start = steps[-1].widths if steps else job.space.full()
+    cost = JointCost((budget.cost, budget.limit) for budget in job.budgets)
+    if cost(start) > 1 and isinstance(judge, ReuseJudge) and (whole := judge.reuse.whole()):
+        job.progress.say(f"search: nets narrower in {len(whole)} groups run as a whole ({', '.join(whole[:3])} ...)")
     # each budget may be on another metric: the walk ends when all are met, and weighs the one that is farthest away
     path = greedy_slim(
         job.space,
         judge,
-        JointCost((budget.cost, budget.limit) for budget in job.budgets),
+        cost,
         [1.0],
-        rule=job.config.slim.step_rule,
+        rule=slim.step_rule,
         start=start,
         on_candidate=lambda group, score: advance(_share_done(job, current, group), f"step {len(steps) + 1}"),
     )

@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from autoslim.lifetimes import is_silent
 from autoslim.slicing import copy_module, run_subnet
 from autoslim.space import Axis, ChannelSpace, Widths
-from autoslim.tracing import UNCOUNTED, Result, results_of, split_input, tensors_in
+from autoslim.tracing import Result, results_of, split_input, tensors_in
 
 _SAMPLES = 3  # so few that it is quick, and enough for statistics of a batch to be of use
 _EQUAL = 1e-9
@@ -112,11 +113,11 @@ class Reuse:
         """The output at `widths`, and what the candidates of `groups` need of the pass."""
         needed = frozenset(index for group in groups for index in self._known(group).needed)
         mode = _Keeping(self, widths, needed)
-        return self._run(self.model, widths, inputs, mode), mode.kept
+        return self.pass_of(self.model, widths, inputs, mode), mode.kept
 
     def run(self, kept: Kept, group: str, widths: Widths, inputs: Any) -> Any:
         """The output at `widths`, which differ from those of the pass kept in one group."""
-        return self._run(self.model, widths, inputs, _Reusing(self, kept, group, widths))
+        return self.pass_of(self.model, widths, inputs, _Reusing(self, kept, group, widths))
 
     def bytes_needed(self, needed: Iterable[int], widths: Mapping[str, int], samples: int, itemsize: int = 4) -> int:
         """Memory that results of operators take at `widths`, for so many samples."""
@@ -124,7 +125,8 @@ class Reuse:
         elements = sum(prod(axis.kept(widths) for axis in axes) for axes in results)
         return elements * itemsize * samples // _SAMPLES
 
-    def _run(self, model: nn.Module, widths: Widths, inputs: Any, mode: TorchDispatchMode) -> Any:
+    def pass_of(self, model: nn.Module, widths: Widths, inputs: Any, mode: TorchDispatchMode | None) -> Any:
+        """The output of a model with the tensors of this one, under a mode."""
         args, kwargs = split_input(inputs)
         with torch.no_grad():
             return run_subnet(model, self.space, widths, args, kwargs, mode=mode)
@@ -173,9 +175,7 @@ class _Finding:
             return model(*args, **kwargs)
 
     def _run(self, widths: Widths, mode: TorchDispatchMode | None) -> Any:
-        args, kwargs = split_input(self.inputs)
-        with torch.no_grad():
-            return run_subnet(self.model, self.space, widths, args, kwargs, mode=mode)
+        return self.reuse.pass_of(self.model, widths, self.inputs, mode)
 
     def _found(self, group: str) -> Plan | None:
         computed, needed = set[int](), set[int]()
@@ -260,7 +260,7 @@ class _InOrder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's o
         self.count = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in UNCOUNTED:
+        if is_silent(func):
             return self.passed(args[0], func(*args, **(kwargs or {})))
         index, self.count = self.count, self.count + 1
         results = self.reuse.results

@@ -62,8 +62,11 @@ def _steps(
         candidates = {
             group: narrowed for group in space.groups if (narrowed := space.narrowed(widths, group)) is not None
         }
-        savings = {group: max(cost(widths) - cost(each), 1e-12) for group, each in candidates.items()}
-        found = _compared(judge, widths, candidates, None if rule == "score" else savings, on_candidate, now)
+        savings: dict[str, float] | None = None
+        if rule == "score-per-cost":
+            whole = cost(widths)
+            savings = {group: max(whole - cost(each), 1e-12) for group, each in candidates.items()}
+        found = _compared(judge, widths, candidates, savings, on_candidate, now)
         assert found, "the smallest net meets the budget: that was checked before the search"
         # a worth that is not a number never wins, unless there is no other
         best = max(found, key=lambda group: (found[group][1] == found[group][1], found[group][1]))

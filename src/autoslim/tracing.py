@@ -984,9 +984,6 @@ def results_of(model: nn.Module, space: ChannelSpace, run: _Run) -> list[Result]
     return results.found
 
 
-UNCOUNTED = frozenset((torch.ops.aten.detach.default,))  # under several modes tensors just made are detached
-
-
 class _Results(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own base
     """Notes what operators return, before they are broken down into others."""
 
@@ -998,7 +995,7 @@ class _Results(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's o
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        if func in UNCOUNTED:
+        if is_silent(func):
             return result
         tensors = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
         formula = flop_registry.get(func.overloadpacket)
