@@ -47,10 +47,10 @@ from autoslim.train import load_unshared, unshared
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "search.json"
-DATA = Path("~/.cache/autoslim-data/cifar10.npz").expanduser()
+DATA = Path("~/.cache/autoslim-data/fashion-mnist.npz").expanduser()
 NETS: dict[str, Callable[[], nn.Module]] = {
-    "mobilenet_v2": lambda: zoo.mobilenet_v2(0.5, num_classes=10),
-    "resnet50": lambda: zoo.resnet50(0.25, num_classes=10, stem_stride=1),
+    "mobilenet_v2": lambda: zoo.mobilenet_v2(0.5, num_classes=10, in_channels=1),
+    "resnet50": lambda: zoo.resnet50(0.25, num_classes=10, in_channels=1),
 }
 RECALIBRATION = 2000
 
@@ -65,23 +65,27 @@ class Bench:
         self.name, self.data, self.options = name, data, options
         torch.manual_seed(0)
         model = NETS[name]()
-        space = trace(model, torch.zeros(1, 3, 32, 32)).with_choices(bins=12, divisor=4, min_ratio=1 / 4)
-        self.supernet = Supernet(model, space)
+        space = trace(model, torch.zeros(1, 1, 32, 32)).with_choices(bins=4, divisor=4, min_ratio=1 / 4)
+        self.supernet = Supernet(model.to(memory_format=torch.channels_last), space)
         self._train()
 
     def _train(self) -> None:
         path = self.options.runs / f"{self.name}.safetensors"
         if not path.exists():
-            recipe = SupernetRecipe(epochs=self.options.epochs, batch_size=64, lr=0.05, warmup_epochs=0.5)
+            shared = {
+                "channels_last": True,
+                "distill": False,
+            }  # labels alone: few epochs are enough (benchmarks/LOG.md)
+            recipe = SupernetRecipe(epochs=self.options.epochs, batch_size=64, lr=0.05, warmup_epochs=0.5, **shared)
             images = self.data.train.subset(range(min(self.options.training_images, len(self.data.train))))
-            batches = self._batches(images, 64, augment="flip,crop", shuffle=True, drop_last=True)
+            batches = self._batches(images, 64, augment="crop", shuffle=True, drop_last=True)
             for log in train_supernet(self.supernet, batches, recipe):
                 print(f"{self.name}: supernet, epoch {log.epoch}, {log.losses}, {log.seconds:.0f} s", flush=True)
             save_tensors(path, unshared(self.supernet.model), {})
         load_unshared(self.supernet.model, load_tensors(path)[0])
 
     def _batches(self, images: ImageSet, size: int, **options: Any) -> Batches:
-        return Batches(images, size, mean=self.data.mean, std=self.data.std, **options)
+        return Batches(images, size, mean=self.data.mean, std=self.data.std, channels_last=True, **options)
 
     def held_out(self, count: int) -> Images:
         return list(self._batches(self.data.holdout.subset(range(count)), self.options.batch_size))
@@ -174,7 +178,7 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=10, help="compare each so many steps")
     parser.add_argument("--steps", type=int, default=10**6, help="at most so many steps")
     parser.add_argument("--batch-size", type=int, default=250)
-    parser.add_argument("--epochs", type=int, default=2, help="of a supernet")
+    parser.add_argument("--epochs", type=int, default=4, help="of a supernet")
     parser.add_argument("--training-images", type=int, default=40_000, help="for a supernet")
     parser.add_argument("--paths", action="store_true", help="compare whole paths too")
     parser.add_argument("--data", type=Path, default=DATA)
@@ -185,7 +189,7 @@ def main() -> None:
         options.nets, options.images, options.every = options.nets[:1], [2000], 20
     torch.set_num_threads(options.threads)
     options.runs.mkdir(parents=True, exist_ok=True)
-    data = load_data(str(options.data), holdout=10_000)
+    data = load_data(str(options.data), image_size=32, holdout=10_000)
     records = []
     for name in options.nets:
         bench = Bench(name, data, options)

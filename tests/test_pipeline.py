@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +23,7 @@ import yaml
 import autoslim
 from autoslim import LatencyTable, pipeline, slim
 from autoslim.cli import main
+from autoslim.files import append_record
 from autoslim.models import build_model
 from autoslim.space import ChannelSpace, Widths
 from test_latency import invented
@@ -285,6 +288,36 @@ def test_the_budgets_of_the_imagenet_recipes_are_within_reach(recipe: Path, caps
     budgets = [part for budget in config.slim.budgets for part in ("--budget", budget)]
     assert run("inspect", config.model, "--set", f"model_args.width={width}", *budgets, "--json") == 0
     assert len(json.loads(capsys.readouterr().out)["budgets"]) == len(config.slim.budgets)
+
+
+@pytest.mark.parametrize("before_the_record", [False, True])
+def test_a_race_killed_after_any_step_takes_the_same_path(
+    config: Path, in_tmp: Path, monkeypatch: pytest.MonkeyPatch, before_the_record: bool
+) -> None:
+    options = ["--set", "slim.batch_size=30", "--set", "space.bins=6", "--set", "train.epochs=4"]
+    assert run("train", config, *options, "--run-dir", "whole") == 0
+    shutil.copytree(in_tmp / "whole", in_tmp / "killed")
+    assert run("slim", in_tmp / "whole") == 0
+    whole = (in_tmp / "whole" / "slim.jsonl").read_text()
+    assert min(json.loads(line)["images"] for line in whole.splitlines()) < 150  # there was a race
+
+    def killed(path: Path, record: dict[str, Any]) -> None:
+        if not before_the_record:
+            append_record(path, record)
+        raise RuntimeError("killed")
+
+    def alternately(path: Path, record: dict[str, Any]) -> None:
+        nonlocal turns
+        turns += 1
+        (killed if turns % 3 == 0 else append_record)(path, record)
+
+    turns = 0
+    monkeypatch.setattr(pipeline, "append_record", alternately)
+    for _ in range(len(whole.splitlines())):
+        with contextlib.suppress(RuntimeError):
+            assert run("slim", in_tmp / "killed") == 0
+            break
+    assert (in_tmp / "killed" / "slim.jsonl").read_text() == whole
 
 
 def test_it_learns_and_the_search_beats_the_supernets_chance(config: Path, in_tmp: Path) -> None:

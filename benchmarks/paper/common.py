@@ -30,6 +30,7 @@ from autoslim import (
     Judge,
     MacCost,
     ParamCost,
+    RacingJudge,
     Supernet,
     SwitchableNet,
     Widths,
@@ -67,6 +68,8 @@ class Setting:
     divisor: int
     min_ratio: float
     search_images: int = 2000
+    holdout: float | int = 0.1  # of the training images, or how many
+    autocast: str = "bf16"
     training_images: int | None = None  # the first so many of a shuffle; all, if None
 
     def build(self, incoming: int, num_classes: int) -> nn.Module:
@@ -82,8 +85,10 @@ class Setting:
 SMALL = Setting(
     "fashion-mnist", (16, 16, 32, 32, 64, 64), (2, 1, 2, 1, 2, 1), "crop", 4, 4, 16, 1, 0.05, training_images=24_000
 )
-# figures h to j: every layer has the same width, so that there is something to find out
-EQUAL = Setting("cifar10", (64,) * 6, (2, 1, 2, 1, 2, 1), "flip,crop", 6, 3, 12, 8, 0.25)
+# figures h to j: every layer has the same width, so that there is something to find out; not every processor has bf16
+EQUAL = Setting(
+    "cifar10", (32,) * 6, (2, 1, 2, 1, 2, 1), "flip,crop", 5, 4, 12, 2, 0.25, 10_000, holdout=10_000, autocast="none"
+)
 
 
 class Lab:
@@ -100,13 +105,13 @@ class Lab:
 
     @cached_property
     def data(self) -> ImageData:
-        """The whole data set; a tenth of the training images is held out, the same for every seed."""
+        """The whole data set; a part of the training images is held out, the same for every seed."""
         path = Path(self.options.data) / f"{self.setting.data}.npz"
         if self.options.tiny:
             path = _made_up(Path(self.options.root) / path.name, 3 if "cifar" in self.setting.data else 1)
         if not path.exists():
             sys.exit(f"{path} is missing: `python benchmarks/paper/fetch.py` brings it, or give --data FOLDER")
-        data = load_data(path, holdout=0.1)
+        data = load_data(path, holdout=0.1 if self.options.tiny else self.setting.holdout)
         if self.setting.training_images is None or self.options.tiny:
             return data
         order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(0))
@@ -142,7 +147,7 @@ class Lab:
         """How everything in this setting is trained; only epochs differ, and what a figure is about."""
         shared = {"batch_size": self.batch_size, "lr": 0.1, "warmup_epochs": 0.5, "channels_last": True}
         epochs = 1 if self.options.tiny else epochs or self.setting.epochs
-        return SupernetRecipe(epochs=epochs, autocast="bf16", **shared, **changes)
+        return SupernetRecipe(epochs=epochs, autocast=self.setting.autocast, **shared, **changes)
 
     def batches(self, images: ImageSet, size: int = 1000, **options: Any) -> Batches:
         """Images, normalised."""
@@ -158,7 +163,7 @@ class Lab:
         """Images of the search: cut from the training images, never trained on, no test images."""
         order = torch.randperm(len(self.data.holdout), generator=torch.Generator().manual_seed(0))
         chosen = self.data.holdout.subset(order[: self.setting.search_images])
-        return list(self.batches(chosen, self.setting.search_images))
+        return list(self.batches(chosen, min(1000, self.setting.search_images)))
 
     def seen(self, count: int, seed: int = 0) -> list[tuple[Tensor, Tensor]]:
         """Training images without augmentation."""
@@ -256,9 +261,9 @@ class Lab:
         """Accuracy on the test images with the shared weights, recalibrated."""
         return evaluate(self.calibrated(supernet, widths), self.test)
 
-    def judge(self, supernet: Supernet) -> Judge:
-        """Minus the loss on the held-out images, normalised with their own statistics."""
-        return Judge(supernet, self.held_out, "loss")
+    def judge(self, supernet: Supernet, score: str = "loss") -> Judge:
+        """The default judge of a run on the held-out images, a thousand at a time."""
+        return RacingJudge(supernet, self.held_out, score)
 
     def origin(self) -> dict[str, Any]:
         """Where numbers come from."""

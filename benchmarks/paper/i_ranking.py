@@ -2,7 +2,7 @@
 
     python benchmarks/paper/i_ranking.py --seeds 0 1
 
-CIFAR-10, the first supernet of figure h: 12 random nets of similar cost and 12 of different cost, each trained from
+CIFAR-10, the first supernet of figure h and the one trained with distillation: 12 random nets of similar cost and 12 of different cost, each trained from
 scratch by a shorter recipe, by every seed.
 """
 
@@ -42,13 +42,16 @@ def draw_widths(lab: Lab, shares: Sequence[float], seed: int) -> list[Widths]:
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     lab = Lab(EQUAL, options)
-    supernet, _ = lab.supernet("supernet-0", 0)
-    everything = list(lab.batches(lab.data.holdout, 2500))
+    supernets = {
+        "supernet": lab.supernet("supernet-0", 0, distill=False)[0],
+        "distilled supernet": lab.supernet("supernet-distilled-0", 0)[0],
+    }
+    few = lab.held_out[: max(1, len(lab.held_out) // 5)]
     judges = {
-        f"loss, {lab.setting.search_images:,} held-out images": lab.judge(supernet),
-        f"loss, {len(lab.data.holdout):,} held-out images": Judge(supernet, everything, "loss"),
-        f"accuracy, {lab.setting.search_images:,} held-out images": Judge(supernet, lab.held_out, "accuracy"),
-        f"accuracy, {len(lab.data.holdout):,} held-out images": Judge(supernet, everything, "accuracy"),
+        f"{score}, {sum(len(labels) for _, labels in images):,} held-out images, {name}": Judge(supernet, images, score)
+        for name, supernet in supernets.items()
+        for score in ("loss", "accuracy")
+        for images in (few, lab.held_out)
     }
     rows = []
     for kind, shares in (("similar", SIMILAR), ("different", DIFFERENT)):
@@ -60,7 +63,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                 "macs": lab.macs(widths),
                 "params": lab.params(widths),
             }
-            row |= {"shared": lab.accuracy(supernet, widths), "alone": alone}
+            row |= {"shared": lab.accuracy(supernets["supernet"], widths), "alone": alone}
             row["judged"] = {name: judge(widths) for name, judge in judges.items()}
             say(f"{kind} {index}: {row}")
             rows.append(row)

@@ -13,23 +13,20 @@ from typing import Any
 
 import common
 from common import EQUAL, Lab, table
-from h_autoslim import found
+from h_autoslim import found, supernet_of
 
-RULES = ("score-per-cost", "score")
+KINDS = {"found": "score per cost", "score": "score alone"}
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     lab = Lab(EQUAL, options)
     nets = []
     for seed in options.seeds:
-        if options.finished and not lab.is_trained(f"supernet-{seed}"):
-            continue
-        supernet, _ = lab.supernet(f"supernet-{seed}", seed)
-        for rule in RULES:
-            if options.finished and not lab.is_trained(f"search-{rule}-{seed}"):
+        for kind in KINDS:
+            if options.finished and not lab.is_trained(f"search-{kind}-{seed}"):
                 continue
-            for budget, widths in found(lab, supernet, seed, rule).items():
-                net = {"rule": rule, "seed": seed, "budget": budget, "widths": list(widths.values())}
+            for share, widths in found(lab, supernet_of(lab, kind, seed), kind, seed).items():
+                net = {"kind": kind, "seed": seed, "budget": f"{share:.0%}", "widths": list(widths.values())}
                 nets.append(net | {"macs": lab.macs(widths)})
     full = list(lab.space.full().values())
     return {"nets": nets, "full": full, "smallest": list(lab.space.smallest().values()), **lab.about()}
@@ -40,16 +37,16 @@ def draw(record: dict[str, Any], picture: Callable[..., Any]) -> str:
     layers = range(1, len(record["full"]) + 1)
 
     def plot(axes: Any) -> None:
-        for place, rule in zip(axes, RULES, strict=True):
+        for place, (kind, label) in zip(axes, KINDS.items(), strict=True):
             place.plot(layers, record["full"], ":", color="grey", label="full net")
             for index, budget in enumerate(budgets):
-                chosen = [net["widths"] for net in record["nets"] if (net["budget"], net["rule"]) == (budget, rule)]
+                chosen = [net["widths"] for net in record["nets"] if (net["budget"], net["kind"]) == (budget, kind)]
                 for widths in chosen:
                     place.plot(layers, widths, color=f"C{index}", alpha=0.35, linewidth=1)
                 means = [sum(column) / len(column) for column in zip(*chosen, strict=True)]
                 place.plot(layers, means, "o-", color=f"C{index}", label=f"{budget} of the MACs")
             place.set(
-                title="score alone" if rule == "score" else "score per cost",
+                title=label,
                 xlabel="layer",
                 ylabel="channels",
                 ylim=(0, None),
@@ -58,11 +55,11 @@ def draw(record: dict[str, Any], picture: Callable[..., Any]) -> str:
 
     picture(plot, panels=2)
     rows = [
-        [net["rule"], net["budget"], str(net["seed"]), *map(str, net["widths"]), f"{net['macs'] / 1e6:.2f}M"]
-        for rule in RULES
+        [label, net["budget"], str(net["seed"]), *map(str, net["widths"]), f"{net['macs'] / 1e6:.2f}M"]
+        for kind, label in KINDS.items()
         for budget in budgets
         for net in record["nets"]
-        if (net["budget"], net["rule"]) == (budget, rule)
+        if (net["budget"], net["kind"]) == (budget, kind)
     ]
     return table(["rule", "budget", "seed", *(f"layer {layer}" for layer in layers), "MACs"], rows)
 

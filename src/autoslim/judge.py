@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
@@ -131,16 +132,18 @@ class ReuseJudge(Judge):
         may be missing.
         """
         found = {group: _Sums(self) for group in candidates}
-        now = _Sums(self)
+        now, known = _Sums(self), self._scores_of(widths)
         with self._modes():
-            for number, (inputs, targets) in enumerate(self.batches, start=1):
+            for number, (inputs, targets) in enumerate(self.batches):
                 left = [group for group in found if found[group].is_running]
                 now_output, outputs = self._outputs(widths, {g: candidates[g] for g in left}, inputs)
-                if savings is not None:
+                if number < len(known):
+                    now.put(known[number], len(targets))
+                elif savings is not None or self.compares_with_now:
                     now.add(now_output(), targets)
                 for group, output in outputs:
                     found[group].add(output, targets)
-                if number < len(self.batches):
+                if number + 1 < len(self.batches):
                     for group in self._hopeless({g: found[g] for g in left}, now, savings):
                         found[group].is_running = False
                         on_candidate(group, found[group].score)
@@ -150,14 +153,24 @@ class ReuseJudge(Judge):
         self._also_of = {candidates[group]: (sums.also, sums.count) for group, sums in running.items()}
         for group, sums in running.items():
             on_candidate(group, sums.score)
+        self._remember({candidates[group]: sums for group, sums in running.items()}, running, now)
         return {
             group: (sums.score, sums.score if savings is None else (sums.score - now.score) / savings[group])
             for group, sums in running.items()
         }
 
+    compares_with_now = False  # is the net of a step itself judged too, where its candidates do not need that?
+
+    def _scores_of(self, widths: Widths) -> Sequence[Tensor]:
+        """What is known of the net of a step: its scores by batch, of the first batches."""
+        return ()
+
     def _hopeless(self, running: Mapping[str, _Sums], now: _Sums, savings: Mapping[str, float] | None) -> Iterable[str]:
         """Candidates that need not be looked at any further."""
         return ()
+
+    def _remember(self, nets: Mapping[Widths, _Sums], running: Mapping[str, _Sums], now: _Sums) -> None:
+        """Called at the end of a step with those that did not drop out."""
 
     def _outputs(
         self, widths: Widths, candidates: Mapping[str, Widths], inputs: Any
@@ -197,12 +210,19 @@ class ReuseJudge(Judge):
 class RacingJudge(ReuseJudge):
     """Compares the nets of a greedy step batch by batch; those that cannot win any more drop out.
 
-    After each batch, the scores of the best candidate so far are compared with those of each other on the same samples.
-    The other drops out if the difference would be so large by chance, though it is the better one on all samples, with
-    a probability below `1 - confidence` for the whole step (normal approximation, one-sided, corrected for the number
-    of comparisons and for how many samples are left). The step ends when one is left: its score is that of the samples
+    After each batch, the candidate that looks best so far is compared with each other on the same samples. The other
+    drops out if the difference would be so large by chance, though it is the better one on all samples, with a
+    probability below `1 - confidence` for the whole step (normal approximation, one-sided, corrected for the number of
+    comparisons and for how many samples are left). The step ends when one is left: its score is that of the samples
     seen. With `confidence=1` nobody drops out, with `keep_bytes=0` all nets run as a whole.
+
+    What a candidate loses on each sample has hardly changed since it was last looked at on all of them, some steps ago.
+    Comparisons are made by regression on that (a control variate), so far fewer samples tell candidates apart; the
+    first step, and groups that were never seen in full, are judged on all samples. A search that is to go on exactly
+    where another one stopped needs what that one had seen: `state` and `load_state`.
     """
+
+    compares_with_now = True
 
     def __init__(
         self,
@@ -218,29 +238,80 @@ class RacingJudge(ReuseJudge):
         if not 0 < confidence <= 1:
             raise ConfigError(f"confidence must lie above 0 and at most at 1, got {confidence}")
         self.confidence = confidence
-        self._samples = sum(len(targets) for _, targets in self.batches)
+        self._sizes = [len(targets) for _, targets in self.batches]
+        self._gained: dict[str, Tensor] = {}  # by group: (N,), score less that of the net it was a candidate of
+        self._scores: dict[Widths, Tensor] = {}  # of the candidates of the last step: those samples that were seen
+
+    def state(self) -> dict[str, Tensor]:
+        """What was learned in the steps so far, as plain tensors."""
+        gained = {f"gained.{group}": tensor for group, tensor in self._gained.items()}
+        names = [*self.supernet.space.groups]
+        nets = {f"widths.{number}": torch.tensor([w[g] for g in names]) for number, w in enumerate(self._scores)}
+        return gained | nets | {f"scores.{number}": scores for number, scores in enumerate(self._scores.values())}
+
+    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Go on after the steps of another judge of the same batches."""
+        names = [*self.supernet.space.groups]
+        self._gained = {name[7:]: tensor for name, tensor in tensors.items() if name.startswith("gained.")}
+        self._scores = {
+            Widths(zip(names, tensor.tolist(), strict=True)): tensors[f"scores.{name[7:]}"]
+            for name, tensor in tensors.items()
+            if name.startswith("widths.")
+        }
+
+    def _scores_of(self, widths: Widths) -> Sequence[Tensor]:
+        scores = self._scores.get(widths)
+        if scores is None:
+            return ()
+        sizes = list(itertools.takewhile(lambda end: end <= len(scores), itertools.accumulate(self._sizes)))
+        return scores.split(self._sizes[: len(sizes)])
+
+    def _remember(self, nets: Mapping[Widths, _Sums], running: Mapping[str, _Sums], now: _Sums) -> None:
+        if self.confidence == 1 or any(sums.samples.ndim != 1 for sums in running.values()):
+            return
+        # single precision, as it is saved: a search that goes on computes with the same numbers
+        self._scores = {widths: sums.samples.float() for widths, sums in nets.items()}
+        for group, sums in running.items():
+            if sums.batches == len(self.batches):
+                self._gained[group] = (sums.samples - now.samples).float()
 
     def _hopeless(self, running: Mapping[str, _Sums], now: _Sums, savings: Mapping[str, float] | None) -> Iterable[str]:
         if self.confidence == 1 or len(running) < 2:
             return
-        worth = {}
+        gained, before, expected = dict[str, Tensor](), dict[str, Tensor](), dict[str, float]()
         for group, sums in running.items():
             if sums.samples.ndim != 1:
                 raise ConfigError("racing needs a score per sample; the score given is a mean: judge with ReuseJudge")
-            worth[group] = sums.samples if savings is None else (sums.samples - now.samples) / savings[group]
-        best = max(worth, key=lambda group: float(worth[group].mean()))
+            share = 1.0 if savings is None else savings[group]
+            gained[group] = (sums.samples - now.samples) / share
+            expected[group] = float(gained[group].mean())
+            if group in self._gained:
+                before[group] = self._gained[group].double() / share
+                expected[group] += float(before[group].mean() - before[group][: sums.count].mean())
+        best = max(expected, key=lambda group: expected[group])
         comparisons = (len(self.supernet.space.groups) - 1) * (len(self.batches) - 1)
         bound = NormalDist().inv_cdf(1 - (1 - self.confidence) / max(1, comparisons))
-        for group in worth:
-            if group != best and _lead(worth[best] - worth[group], self._samples) > bound:
-                yield group
+        if best in before:
+            for group in before:
+                if group != best and _lead(gained[best] - gained[group], before[best] - before[group]) > bound:
+                    yield group
 
 
-def _lead(differences: Tensor, population: int) -> float:
-    """A mean in standard errors, as that of some samples of a finite population."""
-    count = len(differences)
-    error = float(differences.std()) / count**0.5 * (1 - count / population) ** 0.5
-    mean = float(differences.mean())
+def _lead(differences: Tensor, before: Tensor) -> float:
+    """A mean over a finite population (N,), of which the first samples were seen, in standard errors.
+
+    `before` is known for all of the population and goes along with it: the mean is estimated by regression on it
+    (Cochran, Sampling Techniques, 1977, chapter 7).
+    """
+    count, population = len(differences), len(before)
+    seen = before[:count]
+    deviations = seen - seen.mean()
+    scale = float(deviations.square().sum())
+    slope = float(deviations @ differences) / scale if scale > 0 else 0.0
+    residuals = differences - slope * seen
+    variance = float(residuals.var()) * (count - 1) / max(1, count - 2)
+    error = (variance * (1 / count - 1 / population)) ** 0.5
+    mean = float(residuals.mean()) + slope * float(before.mean())
     return mean / error if error > 0 else (float("inf") if mean > 0 else 0.0)
 
 
@@ -259,6 +330,10 @@ class _Sums:
         self._parts.append((judge.score(output, targets).detach().double().cpu(), size))
         if judge.also is not None:
             self._also += float(judge.also(output, targets).double().mean()) * size
+
+    def put(self, scores: Tensor, size: int) -> None:
+        """One more batch whose scores are known."""
+        self._parts.append((scores, size))
 
     @property
     def samples(self) -> Tensor:
@@ -280,6 +355,11 @@ class _Sums:
     def count(self) -> int:
         """Samples seen."""
         return sum(size for _, size in self._parts)
+
+    @property
+    def batches(self) -> int:
+        """Batches seen."""
+        return len(self._parts)
 
 
 def make_judge(

@@ -22,7 +22,7 @@ from autoslim.errors import ConfigError, ExportError, RunError, TrainError
 from autoslim.export import export_onnx, has_onnx, load_subnet, load_tensors, save_subnet, save_tensors, verify_onnx
 from autoslim.files import append_record, keep_records, read_json, read_records, write_json, write_whole
 from autoslim.inspection import searched_space
-from autoslim.judge import SCORES, Judge, ReuseJudge, evaluate, make_judge
+from autoslim.judge import SCORES, Judge, RacingJudge, ReuseJudge, evaluate, make_judge
 from autoslim.latency import latencies, spread
 from autoslim.models import build_model
 from autoslim.path import read_path
@@ -296,6 +296,7 @@ def slim_stage(job: Job) -> None:
     images = job.held_out()
     slim = job.config.slim
     judge = make_judge(slim.judge, job.net, images, slim.score, slim.confidence, int(slim.keep_gb * 1e9))
+    _load_race(job, judge, len(steps))
     start = steps[-1].widths if steps else job.space.full()
     cost = JointCost((budget.cost, budget.limit) for budget in job.budgets)
     if cost(start) > 1 and isinstance(judge, ReuseJudge) and (whole := judge.reuse.whole()):
@@ -318,6 +319,8 @@ def slim_stage(job: Job) -> None:
             macs = job.costs["macs"](current)
             record = {"group": step.group, "width": current[step.group], "cost": macs, "score": step.score}
             correct, seen = judge.also_of(current)
+            if isinstance(judge, RacingJudge):
+                save_tensors(job.run.race(len(steps)), judge.state(), {"steps": len(steps)})
             append_record(job.run.slim_log, record | {"accuracy": correct, "images": seen})
     supernet = read_json(job.run.supernet / "metrics.json")
     for budget in job.budgets:
@@ -337,6 +340,15 @@ def slim_stage(job: Job) -> None:
         accuracy = known.get("accuracy", {}) | accuracy  # one taken from the path may have been retrained before
         metrics = known | {"budget": budget.text, **job.figures(widths), "accuracy": accuracy}
         write_json(directory / "metrics.json", metrics | ({"exchanges": moves} if moves else {}))
+
+
+def _load_race(job: Job, judge: Judge, steps: int) -> None:
+    """Let a search go on as if it had never stopped; where that is not known, its next step looks at all images."""
+    path = job.run.race(steps)
+    if steps and isinstance(judge, RacingJudge) and path.exists():
+        tensors, record = load_tensors(path)
+        if record["steps"] == steps:
+            judge.load_state(tensors)
 
 
 def _exchanged(job: Job, budget: Budgeted, judge: Judge, widths: Widths) -> tuple[Widths, list[dict[str, Any]]]:

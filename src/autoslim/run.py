@@ -56,6 +56,10 @@ class Run:
         """One line per greedy step."""
         return self.root / "slim.jsonl"
 
+    def race(self, steps: int) -> Path:
+        """What a race learned in so many steps; the one of the step before is kept, in case of a kill in between."""
+        return self.root / f"race-{steps % 2}.safetensors"
+
     def exchange_log(self, budget: str) -> Path:
         """One line per exchange of bins after the greedy steps."""
         return self.subnet(budget) / "exchange.jsonl"
