@@ -3,21 +3,23 @@
     python benchmarks/bench_search.py            # both nets, 2,000 and 10,000 images; hours on two cores
     python benchmarks/bench_search.py --quick    # one net, 2,000 images, fewer steps compared: minutes
 
-One process, the same supernet and images. The search walks down to a quarter of the MACs by racing; at every
-`--every`-th step the same step is also judged exhaustively (all candidates, all images, statistics of each batch) and
-by the common practice (BatchNorm recalibrated on 2,000 images for each candidate, then evaluation), in turn. The last
-is timed on some of the candidates and scaled to all. `--paths` compares whole paths as well: the nets that both find.
-Supernets are trained once, briefly, on CIFAR-10 and kept in runs/bench_search. Writes benchmarks/results/search.json;
-the last line is one JSON object with the worst of all nets.
+One process, the same supernet and images. The search walks down by racing. At each `--every`-th step (2,000 images:
+all) the same step is judged on all images as well: by reuse, which gives the scores of judging one by one to 1e-5, and
+in turn some of its candidates one by one, with the statistics of each batch and by the common practice (BatchNorm
+recalibrated on 2,000 images, then evaluated). Times of those are per candidate, times the candidates of the walk.
+Where every step was compared, the nets at the ends of both paths are evaluated on the test images.
+Supernets are trained once, briefly, on Fashion-MNIST at 32 px and kept in runs/bench_search. Writes
+benchmarks/results/search.json; the last line is one JSON object with the worst of all nets and numbers of images.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from autoslim import (
     Judge,
     MacCost,
     RacingJudge,
+    ReuseJudge,
     Supernet,
     SupernetRecipe,
     Widths,
@@ -106,68 +109,110 @@ class Bench:
                 net(batch)
         return evaluate(net, images)
 
-    def run(self, count: int) -> dict[str, Any]:
+    def run(self, count: int, every: int) -> dict[str, Any]:
         """Walk down by racing; at some steps judge the same step in the other ways too."""
         space, images = self.supernet.space, self.held_out(count)
-        cost = MacCost(space)
-        racing = RacingJudge(self.supernet, images)
+        cost, racing, exact = MacCost(space), RacingJudge(self.supernet, images), ReuseJudge(self.supernet, images)
         started = time.perf_counter()
-        for group in space.groups:
-            racing.reuse.plan(group)
+        racing.reuse.whole()
         preparation = time.perf_counter() - started
-        exact = Judge(self.supernet, images)
-        widths, steps, seconds, path = space.full(), [], 0.0, []
-        limit = 0.25 * cost(space.full())
-        while cost(widths) > limit and len(path) < self.options.steps:
+        exact.__dict__["reuse"] = racing.reuse  # found once
+        widths, path, limit = space.full(), list[str](), self.options.budget * cost(space.full())
+        steps: list[dict[str, Any]] = []
+        while cost(widths) > limit and len(steps) < self.options.steps:
+            candidates = {g: c for g in space.groups if (c := space.narrowed(widths, g)) is not None}
             started = time.perf_counter()
-            step = next(greedy_slim(space, racing, cost, [limit], start=widths))
-            seconds += time.perf_counter() - started
-            raced = time.perf_counter() - started
-            if len(path) % self.options.every == 0:
-                steps.append(self._compare(widths, step.group, raced, exact, images))
-                print(f"{self.name}, {count} images, step {len(path)}: {steps[-1]}", flush=True)
-            path.append(step.group)
-            widths = step.widths
-        record = {
+            raced = racing.compare(widths, candidates)
+            step: dict[str, Any] = {"candidates": len(candidates), "racing": time.perf_counter() - started}
+            chosen = _best(raced)
+            if len(steps) % every == 0:
+                step |= self._compared(widths, candidates, chosen, exact, images)
+            steps.append(step)
+            path.append(chosen)
+            widths = candidates[chosen]
+            print(f"{self.name}, {count} images, step {len(steps)}: {_rounded(step)}", flush=True)
+        return self._record(count, path, steps, preparation) | self._gap(widths, path, steps, exact, limit)
+
+    def _compared(
+        self, widths: Widths, candidates: dict[str, Widths], chosen: str, exact: ReuseJudge, images: Images
+    ) -> dict[str, Any]:
+        """The step judged on all images by reuse, and times of some candidates judged one by one, in turn."""
+        started = time.perf_counter()
+        found = exact.compare(widths, candidates)
+        reuse = time.perf_counter() - started
+        judge, times = Judge(self.supernet, images), {"exhaustive": list[float](), "recalibration": list[float]()}
+        for group in list(candidates)[:: max(1, len(candidates) // 3)][:3]:
+            started = time.perf_counter()
+            score = judge(candidates[group])
+            times["exhaustive"].append(time.perf_counter() - started)
+            assert abs(score - found[group][0]) < 1e-5, "reuse gives what judging one by one gives"
+            started = time.perf_counter()
+            self.recalibrated(candidates[group], images)
+            times["recalibration"].append(time.perf_counter() - started)
+        best = _best(found)
+        return {
+            "reuse": reuse,
+            "per_candidate": {kind: statistics.median(seconds) for kind, seconds in times.items()},
+            "same": best == chosen,
+            "lost": found[best][0] - found[chosen][0],
+        }
+
+    def _record(self, count: int, path: list[str], steps: list[dict[str, Any]], preparation: float) -> dict[str, Any]:
+        compared = [step for step in steps if "reuse" in step]
+        judged = sum(step["candidates"] for step in steps)
+        seconds = {"racing": sum(step["racing"] for step in steps)}
+        for kind in ("exhaustive", "recalibration"):
+            seconds[kind] = judged * statistics.median(step["per_candidate"][kind] for step in compared)
+        return {
             "net": self.name,
             "images": count,
-            "groups": len(space.groups),
-            "steps": len(path),
-            "search_seconds": round(seconds, 1),
+            "groups": len(self.supernet.space.groups),
+            "candidates": judged,
+            "seconds": _rounded(seconds),
             "preparation_seconds": round(preparation, 1),
-            "compared": steps,
-            "speedup": statistics.median(s["exhaustive"] / s["racing"] for s in steps),
-            "speedup_over_recalibration": statistics.median(s["recalibration"] / s["racing"] for s in steps),
-            "same_steps": statistics.mean(s["same"] for s in steps),
+            "path": path,
+            "steps": [_rounded(step) for step in steps],
+            "speedup": round(seconds["exhaustive"] / seconds["racing"], 2),
+            "speedup_of_reuse": round(
+                statistics.median(s["candidates"] * s["per_candidate"]["exhaustive"] / s["reuse"] for s in compared), 2
+            ),
+            "speedup_over_recalibration": round(seconds["recalibration"] / seconds["racing"], 2),
+            "same_steps": statistics.mean(step["same"] for step in compared),
         }
-        if self.options.paths:
-            (*_, last) = greedy_slim(space, exact, cost, [limit])
-            accuracies = {"racing": self.test_accuracy(widths), "exhaustive": self.test_accuracy(last.widths)}
-            record |= {
-                "accuracy": accuracies,
-                "accuracy_gap": 100 * abs(accuracies["racing"] - accuracies["exhaustive"]),
-            }
-        return record
 
-    def _compare(self, widths: Widths, chosen: str, raced: float, exact: Judge, images: Images) -> dict[str, Any]:
+    def _gap(
+        self, widths: Widths, path: list[str], steps: list[dict[str, Any]], exact: ReuseJudge, limit: float
+    ) -> dict[str, Any]:
+        """Accuracy of the nets at the end of both paths, if every step was compared."""
+        if any("same" not in step for step in steps):
+            return {}
         space = self.supernet.space
-        candidates = {g: c for g in space.groups if (c := space.narrowed(widths, g)) is not None}
-        started = time.perf_counter()
-        scores = {group: exact(candidate) for group, candidate in candidates.items()}
-        exhaustive = time.perf_counter() - started
-        some = list(candidates)[:: max(1, len(candidates) // 3)]
-        started = time.perf_counter()
-        for group in some:
-            self.recalibrated(candidates[group], images)
-        recalibration = (time.perf_counter() - started) * len(candidates) / len(some)
-        best = max(scores, key=lambda group: scores[group])
-        return {
-            "racing": raced,
-            "exhaustive": exhaustive,
-            "recalibration": recalibration,
-            "same": best == chosen,
-            "lost": scores[best] - scores[chosen],
-        }
+        other = space.full()
+        for group, step in zip(path, steps, strict=True):
+            if not step["same"]:
+                break
+            other = space.narrowed(other, group) or other
+        same = next((number for number, step in enumerate(steps) if not step["same"]), len(steps))
+        rest = greedy_slim(space, exact, MacCost(space), [limit], start=other)
+        for step in itertools.islice(rest, len(steps) - same):
+            other = step.widths
+        accuracy = {"racing": self.test_accuracy(widths), "exhaustive": self.test_accuracy(other)}
+        return {"accuracy": accuracy, "accuracy_gap": 100 * abs(accuracy["racing"] - accuracy["exhaustive"])}
+
+
+def _best(found: Mapping[str, tuple[float, float]]) -> str:
+    return max(found, key=lambda group: found[group][1])
+
+
+def _rounded(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: _rounded(value)
+        if isinstance(value, Mapping)
+        else round(value, 6 if key == "lost" else 3)
+        if isinstance(value, float)
+        else value
+        for key, value in values.items()
+    }
 
 
 def main() -> None:
@@ -175,26 +220,26 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--nets", nargs="+", choices=NETS, default=list(NETS))
     parser.add_argument("--images", nargs="+", type=int, default=[2000, 10000])
-    parser.add_argument("--every", type=int, default=10, help="compare each so many steps")
-    parser.add_argument("--steps", type=int, default=10**6, help="at most so many steps")
+    parser.add_argument("--every", nargs="+", type=int, default=[1, 8], help="compare each so many steps, by images")
+    parser.add_argument("--steps", type=int, default=24, help="at most so many steps")
+    parser.add_argument("--budget", type=float, default=0.25, help="share of the MACs at which the walk ends")
     parser.add_argument("--batch-size", type=int, default=250)
-    parser.add_argument("--epochs", type=int, default=4, help="of a supernet")
-    parser.add_argument("--training-images", type=int, default=40_000, help="for a supernet")
-    parser.add_argument("--paths", action="store_true", help="compare whole paths too")
+    parser.add_argument("--epochs", type=int, default=2, help="of a supernet")
+    parser.add_argument("--training-images", type=int, default=20_000, help="for a supernet")
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "bench_search")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
     if options.quick:
-        options.nets, options.images, options.every = options.nets[:1], [2000], 20
+        options.nets, options.images, options.steps = options.nets[:1], [2000], 8
     torch.set_num_threads(options.threads)
     options.runs.mkdir(parents=True, exist_ok=True)
     data = load_data(str(options.data), image_size=32, holdout=10_000)
     records = []
     for name in options.nets:
         bench = Bench(name, data, options)
-        for count in options.images:
-            records.append(bench.run(count))
+        for count, every in zip(options.images, options.every, strict=False):
+            records.append(bench.run(count, every))
             RESULTS.write_text(json.dumps({"provenance": provenance(), "records": records}, indent=1) + "\n")
     worst = {
         "speedup": min(record["speedup"] for record in records),

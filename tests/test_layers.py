@@ -19,7 +19,7 @@ LAYERS = [
     ["cost", "tables", "slim", "report"],
     ["atoms", "sizes", "slicing"],
     ["shortcuts", "recorder", "rules", "lifetimes", "tracing"],
-    ["losses", "supernet", "switchable", "calibrate", "reuse", "judge", "sorting"],
+    ["losses", "supernet", "switchable", "calibrate", "replay", "reuse", "judge", "sorting"],
     ["importing", "zoo", "models", "data", "train", "export", "runtimes", "latency"],
     ["config", "run", "path", "terminal"],
     ["inspection", "systems", "pipeline", "cli"],

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 import nets
 from autoslim import Judge, MacCost, RacingJudge, ReuseJudge, Supernet, Widths, greedy_slim, trace
@@ -52,8 +54,17 @@ def test_a_pass_that_reuses_what_was_kept_gives_what_a_whole_pass_gives(name: st
             for group, candidate in candidates.items():
                 _assert_same(reuse.run(kept, group, candidate, x), _whole(net, space, candidate, x))
                 compared += 1
+            # other inputs, by the operators written down above
+            y = tree_map(_others, x)
+            _, kept = reuse.keep(widths, y, candidates)
+            for group, candidate in candidates.items():
+                _assert_same(reuse.run(kept, group, candidate, y), _whole(net, space, candidate, y))
         assert all(torch.equal(tensor, before[key]) for key, tensor in net.state_dict().items())
     assert compared or not groups
+
+
+def _others(leaf: Any) -> Any:
+    return leaf * 0.5 + 0.1 if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
 
 
 def _whole(net: nn.Module, space: ChannelSpace, widths: Widths, x: object) -> object:

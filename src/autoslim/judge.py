@@ -133,6 +133,7 @@ class ReuseJudge(Judge):
         """
         found = {group: _Sums(self) for group in candidates}
         now, known = _Sums(self), self._scores_of(widths)
+        self.reuse.forget()
         with self._modes():
             for number, (inputs, targets) in enumerate(self.batches):
                 left = [group for group in found if found[group].is_running]
@@ -263,8 +264,8 @@ class RacingJudge(ReuseJudge):
         scores = self._scores.get(widths)
         if scores is None:
             return ()
-        sizes = list(itertools.takewhile(lambda end: end <= len(scores), itertools.accumulate(self._sizes)))
-        return scores.split(self._sizes[: len(sizes)])
+        ends = [*itertools.takewhile(lambda end: end <= len(scores), itertools.accumulate(self._sizes))]
+        return [scores[start:end] for start, end in itertools.pairwise([0, *ends])]
 
     def _remember(self, nets: Mapping[Widths, _Sums], running: Mapping[str, _Sums], now: _Sums) -> None:
         if self.confidence == 1 or any(sums.samples.ndim != 1 for sums in running.values()):

@@ -11,15 +11,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import cache
 from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from autoslim.lifetimes import is_silent
+from autoslim.replay import Make, Program, Recording, shapes_of
 from autoslim.slicing import copy_module, run_subnet
 from autoslim.space import Axis, ChannelSpace, Widths
 from autoslim.tracing import Result, results_of, split_input, tensors_in
@@ -86,6 +88,7 @@ class Reuse:
     def __init__(self, model: nn.Module, space: ChannelSpace, example: Any) -> None:
         self.model, self.space = model, space
         self._plans: dict[str, Plan | None] = {}
+        self._programs: dict[tuple[Widths, str], Program | None] = {}
         self.results: list[Result] = []
         self.overwritten = set[int]()  # results that a later operator of the pass writes into
         try:
@@ -116,8 +119,22 @@ class Reuse:
         return self.pass_of(self.model, widths, inputs, mode), mode.kept
 
     def run(self, kept: Kept, group: str, widths: Widths, inputs: Any) -> Any:
-        """The output at `widths`, which differ from those of the pass kept in one group."""
-        return self.pass_of(self.model, widths, inputs, _Reusing(self, kept, group, widths))
+        """The output at `widths`, which differ from those of the pass kept in one group.
+
+        The first time, the operators that are computed are written down; from then on, until `forget`, these are run
+        without the code of the model.
+        """
+        program = self._programs.get((kept.widths, group))
+        if program is not None and program.shapes == shapes_of(inputs):
+            return program.run(inputs, kept)
+        recording = Recording(inputs)
+        output = self.pass_of(self.model, widths, inputs, _Reusing(self, kept, group, widths, recording))
+        self._programs[kept.widths, group] = recording.program(output)
+        return output
+
+    def forget(self) -> None:
+        """Write operators down anew: the model, or the nets that are run, are to be others."""
+        self._programs.clear()
 
     def bytes_needed(self, needed: Iterable[int], widths: Mapping[str, int], samples: int, itemsize: int = 4) -> int:
         """Memory that results of operators take at `widths`, for so many samples."""
@@ -368,10 +385,19 @@ def _place(tensor: Tensor) -> int:
 
 def _written_to(func: Any, args: Any, kwargs: Any) -> Iterable[Tensor]:
     """The tensors that an operator changes in place."""
-    for number, argument in enumerate(func._schema.arguments):
-        if argument.alias_info is not None and argument.alias_info.is_write:
-            given = args[number] if number < len(args) else kwargs.get(argument.name)
-            yield from (leaf for leaf in tree_leaves(given) if isinstance(leaf, Tensor))
+    for number, name in _arguments_written(func):
+        given = args[number] if number < len(args) else kwargs.get(name)
+        yield from (leaf for leaf in tree_leaves(given) if isinstance(leaf, Tensor))
+
+
+@cache
+def _arguments_written(func: Any) -> list[tuple[int, str]]:
+    """Place and name of the arguments that an operator changes in place."""
+    return [
+        (number, argument.name)
+        for number, argument in enumerate(func._schema.arguments)
+        if argument.alias_info is not None and argument.alias_info.is_write
+    ]
 
 
 def _cut_further(
@@ -420,42 +446,64 @@ class _Keeping(_InOrder):  # type: ignore[no-untyped-call]
 class _Reusing(_InOrder):  # type: ignore[no-untyped-call]
     """Runs only the operators of a plan; others give what was kept, or, if nobody reads it, anything of its shape."""
 
-    def __init__(self, reuse: Reuse, kept: Kept, group: str, widths: Widths) -> None:
+    def __init__(
+        self, reuse: Reuse, kept: Kept, group: str, widths: Widths, recording: Recording | None = None
+    ) -> None:
         super().__init__(reuse)
-        self.kept, self.group, self.widths = kept, group, widths
+        self.kept, self.group, self.widths, self.recording = kept, group, widths, recording
         self.plan = reuse._known(group)
 
     def ran(self, index: int, func: Any, args: Any, kwargs: Any) -> Any:
-        if index in self.plan.computed:
-            return func(*args, **kwargs)
-        written = list(_written_to(func, args, kwargs))
-        if index in self.plan.needed:
-            result = self._like_kept(index, self.kept.results[index])
-            if len(written) == 1 and isinstance(result, Tensor):  # in place: the same tensor is returned
-                return written[0].copy_(result)
+        recording, written = self.recording, list(_written_to(func, args, kwargs))
+        if index in self.plan.computed or (func.is_view and index not in self.plan.needed):
+            result = func(*args, **kwargs)
+            if recording is not None:
+                recording.ran(func, args, kwargs, written, result)
             return result
-        if func.is_view:
-            return func(*args, **kwargs)
-        if len(written) == 1 and isinstance(self.kept.looks[index], _Look):
+        looks = self.kept.looks[index]
+        if recording is not None and not all(isinstance(look, _Look) for look in tree_leaves(looks)):
+            recording.is_fixed = False  # a number that was read from a tensor: what follows may depend on it
+        is_needed = index in self.plan.needed
+        if len(written) == 1 and isinstance(looks, _Look):  # in place: the same tensor is returned
+            if is_needed:
+                make = self._maker(index, is_needed)
+                written[0].copy_(make(self.kept)[0])
+                if recording is not None:
+                    recording.filled(written[0], make)
             return written[0]
-        return self._like_kept(index, None)
+        make = self._maker(index, is_needed)
+        _, structure = tree_flatten(looks)
+        result = tree_unflatten(make(self.kept), structure)
+        if recording is not None:
+            recording.made(make, result)
+        return result
 
-    def _like_kept(self, index: int, results: Sequence[Any] | None) -> Any:
-        axes, values = iter(self.reuse.results[index].axes), iter(results or ())
+    def passed(self, source: Tensor, result: Tensor) -> Tensor:
+        if self.recording is not None:
+            self.recording.renamed(source, result)
+        return result
 
-        def made(look: Any) -> Any:
-            value = next(values) if results is not None else None
-            if not isinstance(look, _Look):
-                return look
-            follows = next(axes)
-            if value is not None:
-                part = _cut_further(value, follows, self.kept.widths, self.widths)
-                assert part is not None, "the plan was proven"
-                return look.blank(part.shape).copy_(part)
-            shape = [
-                size if self.group not in axis.groups else axis.kept(self.widths)
-                for size, axis in zip(look.shape, follows, strict=True)
-            ]
-            return look.blank(shape)
+    def _maker(self, index: int, is_needed: bool) -> Make:
+        """What gives the results of an operator for the narrower net: cut from those kept, or just as large."""
+        looks, axes = tree_leaves(self.kept.looks[index]), iter(self.reuse.results[index].axes)
+        follows = [next(axes) if isinstance(look, _Look) else None for look in looks]
+        before, after = self.kept.widths, self.widths
 
-        return tree_map(made, self.kept.looks[index])
+        def make(kept: Kept) -> list[Any]:
+            made: list[Any] = []
+            for number, (look, axes) in enumerate(zip(looks, follows, strict=True)):
+                if axes is None:
+                    made.append(kept.results[index][number] if is_needed else look)
+                elif is_needed:
+                    part = _cut_further(kept.results[index][number], axes, before, after)
+                    assert part is not None, "the plan was proven"
+                    made.append(look.blank(part.shape).copy_(part))
+                else:
+                    shape = [
+                        size if self.group not in axis.groups else axis.kept(after)
+                        for size, axis in zip(look.shape, axes, strict=True)
+                    ]
+                    made.append(look.blank(shape))
+            return made
+
+        return make
