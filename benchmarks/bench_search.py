@@ -109,7 +109,7 @@ class Bench:
                 net(batch)
         return evaluate(net, images)
 
-    def run(self, count: int, every: int) -> dict[str, Any]:
+    def run(self, count: int, every: int, most: int) -> dict[str, Any]:
         """Walk down by racing; at some steps judge the same step in the other ways too."""
         space, images = self.supernet.space, self.held_out(count)
         cost, racing, exact = MacCost(space), RacingJudge(self.supernet, images), ReuseJudge(self.supernet, images)
@@ -119,7 +119,7 @@ class Bench:
         exact.__dict__["reuse"] = racing.reuse  # found once
         widths, path, limit = space.full(), list[str](), self.options.budget * cost(space.full())
         steps: list[dict[str, Any]] = []
-        while cost(widths) > limit and len(steps) < self.options.steps:
+        while cost(widths) > limit and len(steps) < most:
             candidates = {g: c for g in space.groups if (c := space.narrowed(widths, g)) is not None}
             started = time.perf_counter()
             raced = racing.compare(widths, candidates)
@@ -220,8 +220,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--nets", nargs="+", choices=NETS, default=list(NETS))
     parser.add_argument("--images", nargs="+", type=int, default=[2000, 10000])
-    parser.add_argument("--every", nargs="+", type=int, default=[1, 8], help="compare each so many steps, by images")
-    parser.add_argument("--steps", type=int, default=24, help="at most so many steps")
+    parser.add_argument("--every", nargs="+", type=int, default=[1, 4], help="compare each so many steps; by --images")
+    parser.add_argument("--steps", nargs="+", type=int, default=[20, 9], help="at most so many steps; by --images")
     parser.add_argument("--budget", type=float, default=0.25, help="share of the MACs at which the walk ends")
     parser.add_argument("--batch-size", type=int, default=250)
     parser.add_argument("--epochs", type=int, default=2, help="of a supernet")
@@ -231,15 +231,15 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
     if options.quick:
-        options.nets, options.images, options.steps = options.nets[:1], [2000], 8
+        options.nets, options.images, options.every, options.steps = options.nets[:1], [2000], [1], [8]
     torch.set_num_threads(options.threads)
     options.runs.mkdir(parents=True, exist_ok=True)
     data = load_data(str(options.data), image_size=32, holdout=10_000)
     records = []
     for name in options.nets:
         bench = Bench(name, data, options)
-        for count, every in zip(options.images, options.every, strict=False):
-            records.append(bench.run(count, every))
+        for count, every, most in zip(options.images, options.every, options.steps, strict=True):
+            records.append(bench.run(count, every, most))
             RESULTS.write_text(json.dumps({"provenance": provenance(), "records": records}, indent=1) + "\n")
     worst = {
         "speedup": min(record["speedup"] for record in records),

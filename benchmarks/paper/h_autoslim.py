@@ -24,13 +24,13 @@ KINDS = {
     "found": "AutoSlim",
     "uniform": "uniform width",
     "exchanged": "the same, then exchanges of bins",
-    "loss": "judged by the loss",
+    "accuracy": "judged by accuracy",
     "distilled": "supernet with in-place distillation",
     "score": "greedy by the score alone",
 }
 # in the order of their training; 25 % is what the claim is about
 NETS = [(0.25, ("found", "uniform")), (0.12, ("found", "uniform")), (0.5, ("found", "uniform"))]
-NETS += [(0.25, (kind,)) for kind in ("exchanged", "loss", "distilled", "score")]
+NETS += [(0.25, (kind,)) for kind in ("accuracy", "exchanged", "distilled", "score")]
 
 
 def supernet_of(lab: Lab, kind: str, seed: int) -> Supernet:
@@ -51,7 +51,7 @@ def found(lab: Lab, supernet: Supernet, kind: str, seed: int) -> dict[float, Wid
     rule = "score" if kind == "score" else "score-per-cost"
 
     def search() -> list[dict[str, Any]]:
-        judge = lab.judge(supernet, "loss" if kind == "loss" else "accuracy")
+        judge = lab.judge(supernet, "accuracy" if kind == "accuracy" else "loss")
         path = []
         for step in greedy_slim(lab.space, judge, cost, [min(limits.values())], rule=rule):
             path.append({"group": step.group, "widths": dict(step.widths), "cost": step.cost, "score": step.score})
@@ -68,7 +68,7 @@ def exchanged(lab: Lab, supernet: Supernet, seed: int, share: float) -> Widths:
     cost, start = MacCost(lab.space), found(lab, supernet, "found", seed)[share]
 
     def search() -> list[dict[str, Any]]:
-        judge = lab.judge(supernet, "accuracy")
+        judge = lab.judge(supernet)
         moves = exchange_bins(lab.space, judge, cost, start, lab.macs(uniform(lab, share)))
         return [{"wider": m.wider, "narrower": m.narrower, "widths": dict(m.widths), "score": m.score} for m in moves]
 
