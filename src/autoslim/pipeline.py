@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from autoslim.calibrate import recalibrate_batchnorm
 from autoslim.config import Config
 from autoslim.cost import LATENCY, Cost, JointCost, MacCost, costs_of, figures_of, resolve_budget, slimmable_share
-from autoslim.data import Batches, ImageData, ImageSet, StreamedSet, load_data, usual_workers
+from autoslim.data import Batches, ImageData, ImageSet, StreamedSet, load_data, usual_workers, worker_ended
 from autoslim.errors import ConfigError, ExportError, RunError, TrainError
 from autoslim.export import export_onnx, has_onnx, load_subnet, load_tensors, save_subnet, save_tensors, verify_onnx
 from autoslim.files import append_record, keep_records, read_json, read_records, write_json, write_whole
@@ -631,6 +631,10 @@ def _naming(checkpoint: Path) -> Iterator[None]:
     except TrainError as error:
         left = f"the last good checkpoint is {checkpoint}" if checkpoint.exists() else "no epoch was finished before"
         raise TrainError(f"{error}; {left}") from error
+    except RuntimeError as error:
+        if (ended := worker_ended(error)) is not None:
+            raise ended from error
+        raise
 
 
 def _builder(job: Job) -> Callable[[], nn.Module]:

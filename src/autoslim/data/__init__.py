@@ -11,6 +11,7 @@ from autoslim.data.batches import Batches as Batches
 from autoslim.data.load import MEMORY_GB as MEMORY_GB
 from autoslim.data.load import load_data as load_data
 from autoslim.data.loading import usual_workers as usual_workers
+from autoslim.data.loading import worker_ended as worker_ended
 from autoslim.data.mixing import parse_mix as parse_mix
 from autoslim.data.pixels import IMAGE_SUFFIXES as IMAGE_SUFFIXES
 from autoslim.data.sets import ImageData as ImageData

@@ -21,7 +21,7 @@ from autoslim.data.augment import (
 from autoslim.data.loading import Failure, close_loader, items_of, make_loader
 from autoslim.data.mixing import Mixer, parse_mix
 from autoslim.data.pixels import BrokenImage, Frame, shape_text
-from autoslim.data.randomness import generator, seeded
+from autoslim.data.randomness import generator, preserved, reseed
 from autoslim.data.reading import image_text
 from autoslim.data.sets import ImageSet, StreamedSet
 from autoslim.errors import DataError
@@ -192,15 +192,18 @@ class _Reader(Dataset[_Batch]):
     def __getitems__(self, keys: Sequence[_Key]) -> _Batch | Failure:
         images = torch.empty((len(keys), *self.data.image_shape), dtype=torch.uint8)
         labels = torch.empty(len(keys), dtype=torch.int64)
-        for row, (epoch, number) in enumerate(keys):
-            try:
-                with seeded(self.seed, epoch, number):
+        is_foreign = isinstance(self.data, StreamedSet) and self.data.pictures.is_foreign
+        with preserved():
+            for row, (epoch, number) in enumerate(keys):
+                if is_foreign or self._transforms:
+                    reseed(self.seed, epoch, number, all_generators=is_foreign)
+                try:
                     image, labels[row] = self._read(number)
-                    for transform in self._transforms:
-                        image = transform(image)
+                except DataError as error:
+                    return Failure(str(error))
+                for transform in self._transforms:
+                    image = transform(image)
                 images[row] = image
-            except DataError as error:
-                return Failure(str(error))
         return images, labels
 
     def _read(self, number: int) -> tuple[torch.Tensor, int]:

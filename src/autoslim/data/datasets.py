@@ -26,6 +26,8 @@ class DatasetPictures(Pictures):
     They may be the user's own code, so only one thread in each process reads.
     """
 
+    is_foreign = True
+
     def __init__(self, dataset: Any, part: str) -> None:
         self.dataset, self.part = dataset, part
         self.labels = _told_labels(dataset)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,7 +55,7 @@ def make_loader(
             "persistent_workers": persistent,
             "multiprocessing_context": multiprocessing.get_context(context),
         }
-    return DataLoader(
+    return _Loader(
         dataset,
         batch_sampler=batches,
         num_workers=workers,
@@ -65,31 +66,53 @@ def make_loader(
     )
 
 
+class _Loader(DataLoader[Any]):
+    def check_worker_number_rationality(self) -> None:
+        """Say nothing: more workers than processors are right where images come over a network."""
+
+
 def close_loader(loader: DataLoader[Any]) -> None:
     """End the worker processes of a loader that keeps them."""
-    iterator = loader._iterator
-    if iterator is not None:
-        loader._iterator = None
-        shutdown = getattr(iterator, "_shutdown_workers", None)
-        if shutdown is not None:
+    iterator, loader._iterator = loader._iterator, None
+    _end(iterator)
+
+
+def _end(iterator: Any) -> None:
+    shutdown = getattr(iterator, "_shutdown_workers", None)
+    if shutdown is not None:
+        with suppress(RuntimeError):  # the signal of a killed worker may arrive only now
             shutdown()
 
 
-def items_of(loader: DataLoader[Any]) -> Iterable[Any]:
+def items_of(loader: DataLoader[Any]) -> Iterator[Any]:
     """What a loader gives; `DataError` for the first `Failure`, or for a worker that was killed."""
+    iterator = iter(loader)
     try:
-        for item in loader:
+        for item in iterator:
             if isinstance(item, Failure):
-                close_loader(loader)
                 raise DataError(item.text)
             yield item
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+    except (DataError, RuntimeError, OSError, EOFError) as error:  # the last two: a connection to a worker that broke
+        loader._iterator = None
+        _end(iterator)
+        ended = worker_ended(error)
+        if ended is None:
             raise
-        raise DataError(
-            f"a process that reads images was ended from outside ({first_line(error)}); memory may be short: "
-            "set data.workers lower"
-        ) from error
+        raise ended from error
+
+
+def worker_ended(error: BaseException) -> DataError | None:
+    """The error to show for a worker process that was killed; None if it is another one.
+
+    torch raises it from a signal handler, so it may come out of any line that runs meanwhile.
+    """
+    is_broken = isinstance(error, (ConnectionError, EOFError))
+    if not (is_broken or (isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker"))):
+        return None
+    return DataError(
+        f"a process that reads images was ended from outside ({first_line(error)}); memory may be short: "
+        "set data.workers lower"
+    )
 
 
 def _as_it_is(batch: Any) -> Any:

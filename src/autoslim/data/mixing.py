@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from autoslim.data.randomness import derived_seed, seeded
+from autoslim.data.randomness import derived_seed, preserved, reseed
 from autoslim.errors import ConfigError, DataError, nearest
 
 _USUAL = {"mixup": 0.2, "cutmix": 1.0}  # alpha of the Beta distribution, as published for ImageNet
@@ -64,6 +64,7 @@ class Mixer:
     def __call__(self, images: torch.Tensor, labels: torch.Tensor, *seeds: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Images (B, C, H, W) float and labels (B,) to mixed images and labels (B, K) float32 that sum to 1."""
         chosen = random.Random(derived_seed(*seeds)).choice(self._transforms)
-        with seeded(*seeds):
+        with preserved():
+            reseed(*seeds)
             mixed, shares = chosen(images, labels)
         return mixed, shares

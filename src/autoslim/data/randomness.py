@@ -21,19 +21,21 @@ def generator(*seeds: int) -> torch.Generator:
 
 
 @contextmanager
-def seeded(*seeds: int) -> Iterator[None]:
-    """The global generators of torch (CPU), Python and numpy as these seeds give them; afterwards as they were.
-
-    Transforms of torchvision and of users draw from them, in whichever process they run.
-    """
-    seed = derived_seed(*seeds)
+def preserved() -> Iterator[None]:
+    """The global generators of torch (CPU), Python and numpy afterwards are as they were before."""
     before = torch.get_rng_state(), random.getstate(), np.random.get_state()
     try:
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the GPUs too
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
         yield
     finally:
         torch.set_rng_state(before[0])
         random.setstate(before[1])
         np.random.set_state(before[2])
+
+
+def reseed(*seeds: int, all_generators: bool = False) -> None:
+    """Set the global generator of torch (CPU), from which its transforms draw, or Python's and numpy's as well."""
+    seed = derived_seed(*seeds)
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the GPUs too
+    if all_generators:
+        random.seed(seed)
+        np.random.seed(seed % 2**32)

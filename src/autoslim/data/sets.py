@@ -18,12 +18,13 @@ class Pictures(ABC):
     """Labelled images that are decoded when asked for, in any process.
 
     `labels` (N,) int64 are None where only the items tell; `part` of the source. `in_threads`: may several threads
-    read at once?
+    read at once? `is_foreign`: may reading draw random numbers, being a user's own code?
     """
 
     labels: torch.Tensor | None
     part = "train"
     in_threads = False
+    is_foreign = False
 
     @abstractmethod
     def __len__(self) -> int: ...
