@@ -13,6 +13,7 @@ import io
 import itertools
 import json
 import os
+import re
 import shutil
 import tarfile
 from collections.abc import Iterator
@@ -120,12 +121,12 @@ def _expanded(pattern: str) -> list[str]:
     """The shards a pattern with braces stands for."""
     from braceexpand import braceexpand
 
+    if _most_expanded(pattern) > _MOST_SHARDS:
+        raise DataError(f"{pattern!r} stands for more than {_MOST_SHARDS:,} shards")
     try:
-        shards = list(itertools.islice(braceexpand(pattern), _MOST_SHARDS + 1))
+        shards = list(braceexpand(pattern))
     except ValueError as error:
         raise DataError(f"{pattern!r} is no pattern of shards: {first_line(error)}") from error
-    if len(shards) > _MOST_SHARDS:
-        raise DataError(f"{pattern!r} stands for more than {_MOST_SHARDS:,} shards")
     if not pattern:
         raise DataError("names no shards; give wds:path/to/train-{0000..0146}.tar")
     if shards[0].startswith("pipe:"):
@@ -135,6 +136,17 @@ def _expanded(pattern: str) -> list[str]:
             count = f" of {len(shards)}" if len(shards) > 1 else ""
             raise DataError(f"there is no shard {shard!r}{count}; a pattern is path/to/train-{{0000..0146}}.tar")
     return shards
+
+
+def _most_expanded(pattern: str) -> int:
+    """An upper bound of how many names a pattern stands for: found at once, where writing them out could take days."""
+    count = 1
+    for group in re.findall(r"\{([^{}]*)\}", pattern):
+        ends = re.fullmatch(r"(-?\d+)\.\.(-?\d+)(\.\.-?\d+)?", group)
+        if len(group) > 60 and ends:  # no number of shards
+            return _MOST_SHARDS + 1
+        count *= abs(int(ends[1]) - int(ends[2])) + 1 if ends else group.count(",") + 1
+    return count
 
 
 def _indexed(shards: list[str], label_column: str | None) -> _Index:
