@@ -317,6 +317,8 @@ def _work(opened: Run, progress: TerminalProgress, only: str | None) -> dict[str
     from autoslim.pipeline import STAGES, prepare
 
     job = prepare(opened, progress)
+    for remark in job.data.remarks:
+        progress.say(remark)
     if job.data.skipped:
         progress.say(f"broken images left out: {len(job.data.skipped)}, the first: {job.data.skipped[0]}")
     results = None

@@ -20,13 +20,34 @@ class _Strict(BaseModel):
 
 
 class DataConfig(_Strict):
-    """Images. `source`: fashion-mnist-mini, an .npz, an image folder, torchvision:NAME or a Python function."""
+    """Images and how they are read; docs/data.md says more.
+
+    `source`: fashion-mnist-mini, an .npz, an image folder, torchvision:NAME, hf:NAME, wds:SHARDS or a Python function.
+    `augment`, `mix`: names, comma separated (see `parse_augment`, `parse_mix`); "auto" is what suits the source.
+    `center_crop`: share of the shorter side that is kept of held-out and test images (ImageNet: 0.875). Up to
+    `memory_gb` gigabytes of decoded images are held in memory, more are streamed by `workers` processes ("auto": one
+    for each CPU, up to 8), each with up to `prefetch` batches ready; no result depends on their number.
+    """
 
     source: str = "fashion-mnist-mini"
     image_size: Annotated[int, Field(ge=1)] | None = None
+    channels: Literal[1, 3] | None = None
+    center_crop: Annotated[float, Field(gt=0, le=1)] = 1.0
     holdout: Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, lt=1)] = 0.2
     augment: str = "auto"
+    mix: str = "none"
     skip_broken: bool = False
+    memory_gb: Annotated[float, Field(ge=0)] = 4.0
+    workers: Annotated[int, Field(ge=0, le=256)] | Literal["auto"] = "auto"
+    prefetch: Annotated[int, Field(ge=1, le=64)] = 2
+    image_column: str | None = None
+    label_column: str | None = None
+    test_shards: str | None = None
+
+    def reading(self) -> dict[str, Any]:
+        """What `load_data` is told besides the source, the hold-out and who reads."""
+        names = ("image_size", "channels", "center_crop", "skip_broken", "memory_gb")
+        return {name: getattr(self, name) for name in (*names, "image_column", "label_column", "test_shards")}
 
 
 class SpaceConfig(_Strict):

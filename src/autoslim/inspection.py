@@ -68,7 +68,7 @@ def _traced(
     config: Config, shape: tuple[int, ...] | None, *, from_data: bool
 ) -> tuple[nn.Module, ChannelSpace, Tensor]:
     if shape is None and from_data:
-        data = load_data(config.data.source, image_size=config.data.image_size, skip_broken=config.data.skip_broken)
+        data = load_data(config.data.source, **config.data.reading())
         shape = (1, *data.image_shape)
     model = build_model(config.model, config.model_args)
     example = torch.zeros(shape or _USUAL_SHAPE)

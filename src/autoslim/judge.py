@@ -25,12 +25,14 @@ Score = Callable[[Any, Any], Tensor]
 
 
 def accuracy(output: Tensor, targets: Tensor) -> Tensor:
-    """Share of samples whose highest logit (N, C) is the target (N,)."""
+    """Share of samples whose highest logit (N, C) is the target (N,), or the largest of the shares (N, C) targeted."""
     return is_correct(output, targets).mean()
 
 
 def is_correct(output: Tensor, targets: Tensor) -> Tensor:
-    """For each sample: 1 if its highest logit (N, C) is the target (N,), else 0."""
+    """For each sample: 1 if its highest logit (N, C) is the target, else 0; targets are as in `accuracy`."""
+    if targets.is_floating_point():
+        targets = targets.argmax(1)
     return (output.argmax(1) == targets).double()
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from autoslim.calibrate import recalibrate_batchnorm
 from autoslim.config import Config
 from autoslim.cost import LATENCY, Cost, JointCost, MacCost, costs_of, figures_of, resolve_budget, slimmable_share
-from autoslim.data import Batches, ImageData, ImageSet, load_data
+from autoslim.data import Batches, ImageData, ImageSet, StreamedSet, load_data, usual_workers, worker_ended
 from autoslim.errors import ConfigError, ExportError, RunError, TrainError
 from autoslim.export import export_onnx, has_onnx, load_subnet, load_tensors, save_subnet, save_tensors, verify_onnx
 from autoslim.files import append_record, keep_records, read_json, read_records, write_json, write_whole
@@ -76,12 +76,15 @@ class Job:
         """The configuration of the run."""
         return self.run.config
 
-    def batches(self, images: ImageSet, batch_size: int, recipe: Recipe | None = None, **options: Any) -> Batches:
-        """Images on the device, normalised; with a recipe shuffled and augmented for training."""
+    def batches(
+        self, images: ImageSet | StreamedSet, batch_size: int, recipe: Recipe | None = None, **options: Any
+    ) -> Batches:
+        """Images on the device, normalised; with a recipe shuffled, augmented and mixed for training."""
+        config = self.config.data
         if recipe is not None:
-            augment = self.config.data.augment
-            augment = self.data.default_augment if augment == "auto" else augment
-            options |= {"augment": augment, "shuffle": True, "drop_last": True}
+            augment = self.data.default_augment if config.augment == "auto" else config.augment
+            options |= {"augment": augment, "mix": config.mix, "num_classes": self.data.num_classes}
+            options |= {"shuffle": True, "drop_last": True}
         layout = self.config.train if recipe is None else recipe
         return Batches(
             images,
@@ -91,6 +94,8 @@ class Job:
             seed=self.config.seed,
             device=self.device,
             channels_last=layout.channels_last,
+            workers=_workers(self.config),
+            prefetch=config.prefetch,
             **options,
         )
 
@@ -160,6 +165,7 @@ def prepare(run: Run, progress: Progress) -> Job:
     job = Job(run, progress, data, net, every, space, costs, budgets, device)
     for recipe in (config.train, config.retrain):
         job.batches(data.train, recipe.batch_size, recipe)  # names an augmentation or a batch size that cannot be
+    _keep_record(run, data)
     begin_run(run, space.to_json())
     if latency is not None and not run.latency_table.exists():
         latency.table.save(run.latency_table)
@@ -194,10 +200,32 @@ def _load(config: Config, progress: Progress) -> ImageData:
             config.data.source,
             holdout=config.data.holdout,
             seed=config.seed,
-            image_size=config.data.image_size,
-            skip_broken=config.data.skip_broken,
+            workers=_workers(config),
+            **config.data.reading(),
             progress=lambda done, total: advance(done / max(1, total), f"{done} of {total} images"),
         )
+
+
+def _workers(config: Config) -> int:
+    return usual_workers() if config.data.workers == "auto" else config.data.workers
+
+
+def _keep_record(run: Run, data: ImageData) -> None:
+    """Write which images were held out to `data.json`; `RunError` if they are not those of the run any more."""
+    record = data.record()
+    if run.data.exists() and run.supernet.exists():
+        before = read_json(run.data)
+        changed = [part for part, digest in record["digest"].items() if before.get("digest", {}).get(part) != digest]
+        if changed:
+            counts = ", ".join(
+                f"{part} {before['images'][part]} then, {record['images'][part]} now" for part in changed
+            )
+            raise RunError(
+                f"the images are not those that {run.root} was begun with ({counts}); restore them or choose another "
+                "--run-dir"
+            )
+    elif not run.data.exists():
+        write_json(run.data, record)
 
 
 def _device(name: str) -> torch.device:
@@ -615,6 +643,10 @@ def _naming(checkpoint: Path) -> Iterator[None]:
     except TrainError as error:
         left = f"the last good checkpoint is {checkpoint}" if checkpoint.exists() else "no epoch was finished before"
         raise TrainError(f"{error}; {left}") from error
+    except RuntimeError as error:
+        if (ended := worker_ended(error)) is not None:
+            raise ended from error
+        raise
 
 
 def _builder(job: Job) -> Callable[[], nn.Module]:

@@ -22,6 +22,8 @@ from autoslim.config import Config, make_config, read_yaml
 from autoslim.errors import ConfigError, RunError
 from autoslim.files import write_whole
 
+_FREE = {"slim.budgets", "data.workers", "data.prefetch"}  # keys that may change while a run goes on
+
 
 @dataclass(frozen=True)
 class Run:
@@ -40,6 +42,11 @@ class Run:
     def space(self) -> Path:
         """The channel space that is searched."""
         return self.root / "space.json"
+
+    @property
+    def data(self) -> Path:
+        """Which images were held out, and what the data was."""
+        return self.root / "data.json"
 
     @property
     def supernet(self) -> Path:
@@ -93,7 +100,8 @@ def open_run(root: Path, config: Config) -> Run:
 
     Nothing is written before `begin_run`, and until something was computed the configuration may change. Raises
     `RunError`, naming the keys that differ, if it was begun with another one; only the budgets may change at any time,
-    for the path of the search is kept. `threads` left open in `config` are those the run was begun with.
+    for the path of the search is kept, and how many processes read images, for no result depends on it. `threads` left
+    open in `config` are those the run was begun with.
     """
     slugs = [_slug(budget) for budget in config.slim.budgets]
     if len(set(slugs)) < len(slugs):
@@ -109,7 +117,7 @@ def open_run(root: Path, config: Config) -> Run:
         config = config.model_copy(update={"threads": run.config.threads})
     before, after = _flat(run.config.plain()), _flat(config.plain())
     different = [key for key in {**before, **after} if before.get(key) != after.get(key)]
-    if not set(different) - {"slim.budgets"}:
+    if not set(different) - _FREE:
         return replace(run, config=config)
     if not run.supernet.exists():
         return _new_run(root, config)

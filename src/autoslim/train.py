@@ -135,10 +135,15 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 
 
 def hard_loss(recipe: Recipe) -> Loss:
-    """Cross-entropy; smoothing gives `1 - e` to the true class and `e / (K - 1)` to each other, as the papers' code."""
+    """Cross-entropy; smoothing gives `1 - e` to the true class and `e / (K - 1)` to each other, as the papers' code.
+
+    Targets are classes (N,), or shares of classes (N, K) as MixUp gives them: the loss then is linear in the shares.
+    """
 
     def loss(output: Tensor, targets: Tensor) -> Tensor:
         classes = output.shape[1]
+        if targets.is_floating_point():
+            targets = targets.to(output.dtype)
         smoothing = recipe.label_smoothing * classes / max(1, classes - 1)  # torch spreads it over all K classes
         return nn.functional.cross_entropy(output, targets, label_smoothing=min(smoothing, 1.0))
 
