@@ -12,6 +12,7 @@ import typer
 
 from autoslim._version import __version__
 from autoslim.errors import AutoSlimError, ConfigError
+from autoslim.interruption import Stopped, interruption
 
 if TYPE_CHECKING:
     from autoslim.config import Config
@@ -39,6 +40,9 @@ _System = Annotated[
 _Input = Annotated[
     str | None, typer.Option("--input", metavar="SHAPE", help="Shape of the example input, as 1,3,224,224.")
 ]
+_OnNan = Annotated[
+    str | None, typer.Option("--on-nan", metavar="stop|skip", help="What a loss that is not a number does.")
+]
 _SkipBroken = Annotated[bool, typer.Option("--skip-broken", help="Leave broken images out and count them.")]
 
 
@@ -51,6 +55,8 @@ def main(arguments: list[str] | None = None) -> int:
         return _fail(str(error))
     except KeyboardInterrupt:
         return _fail("stopped; run the same command again to go on", 130)
+    except Stopped as stopped:
+        return _fail(f"stopped by {stopped}; run the same command again to go on", 128 + stopped.number)
     except Exception as error:
         shown = getattr(error, "format_message", None)  # a mistake in the arguments, as click reports it
         if shown is None:
@@ -88,10 +94,11 @@ def run(
     device: _Device = None,
     threads: _Threads = None,
     skip_broken: _SkipBroken = False,
+    on_nan: _OnNan = None,
     as_json: _Json = False,
 ) -> None:
     """Everything in a row: train the supernet, search, retrain, export, report. Continues where it was killed."""
-    _stages(config, _asked(set_, system, skip_broken), run_dir, device, threads, as_json, None)
+    _stages(config, _asked(set_, system, skip_broken, on_nan), run_dir, device, threads, as_json, None)
 
 
 @app.command()
@@ -201,9 +208,10 @@ def _stage_command(name: str, help_text: str) -> None:
         device: _Device = None,
         threads: _Threads = None,
         skip_broken: _SkipBroken = False,
+        on_nan: _OnNan = None,
         as_json: _Json = False,
     ) -> None:
-        _stages(config, _asked(set_, system, skip_broken), run_dir, device, threads, as_json, name)
+        _stages(config, _asked(set_, system, skip_broken, on_nan), run_dir, device, threads, as_json, name)
 
     app.command(name, help=help_text)(command)
 
@@ -266,12 +274,13 @@ def _checked(config: Config, budgets: tuple[str, ...], where: str) -> Config:
     return make_config(values, where)
 
 
-def _asked(set_: list[str] | None, system: str | None, skip_broken: bool) -> list[str]:
+def _asked(set_: list[str] | None, system: str | None, skip_broken: bool, on_nan: str | None = None) -> list[str]:
     """Options that are short for `--set`."""
     return [
         *(set_ or []),
         *([f"system={system}"] if system is not None else []),
         *(["data.skip_broken=true"] if skip_broken else []),
+        *([f"train.on_nan={on_nan}", f"retrain.on_nan={on_nan}"] if on_nan is not None else []),
     ]
 
 
@@ -289,7 +298,7 @@ def _stages(
 
     root, config = _opened(target, set_, run_dir, device, threads)
     progress = _progress()
-    with exclusive(root):
+    with interruption.caught(), exclusive(root):
         opened = open_run(root, config)
         progress.say(f"run directory: {root}")
         results = _work(opened, progress, only)

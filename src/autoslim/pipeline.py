@@ -18,13 +18,16 @@ from autoslim.calibrate import recalibrate_batchnorm
 from autoslim.config import Config
 from autoslim.cost import LATENCY, Cost, JointCost, MacCost, costs_of, figures_of, resolve_budget, slimmable_share
 from autoslim.data import Batches, ImageData, ImageSet, load_data
+from autoslim.distributed import agreed, world
 from autoslim.errors import ConfigError, ExportError, RunError, TrainError
 from autoslim.export import export_onnx, has_onnx, load_subnet, load_tensors, save_subnet, save_tensors, verify_onnx
-from autoslim.files import append_record, keep_records, read_json, read_records, write_json, write_whole
+from autoslim.files import append_record, read_json, read_records, write_json, write_whole
 from autoslim.inspection import searched_space
+from autoslim.interruption import interruption
 from autoslim.judge import SCORES, Judge, ReuseJudge, evaluate, make_judge
 from autoslim.latency import latencies, spread
 from autoslim.models import build_model
+from autoslim.optimizers import make_optimizer, make_schedule
 from autoslim.path import read_path
 from autoslim.progress import Progress
 from autoslim.recipe import Recipe, RetrainRecipe
@@ -159,7 +162,13 @@ def prepare(run: Run, progress: Progress) -> Job:
         load_unshared(net, load_tensors(trained)[0])
     job = Job(run, progress, data, net, every, space, costs, budgets, device)
     for recipe in (config.train, config.retrain):
-        job.batches(data.train, recipe.batch_size, recipe)  # names an augmentation or a batch size that cannot be
+        batches = job.batches(data.train, recipe.batch_size, recipe)  # names what cannot be, as all of these do
+        make_optimizer(net, recipe)
+        make_schedule(recipe, len(batches))
+    if config.system == "i-net":
+        plain_step(model, config.train)
+    else:
+        training_step(config, net)
     begin_run(run, space.to_json())
     if latency is not None and not run.latency_table.exists():
         latency.table.save(run.latency_table)
@@ -499,31 +508,52 @@ def _train(
     directory: Path,
     accuracies: Callable[[], Mapping[str, Any]],
 ) -> None:
-    """Run the epochs that are missing, with a line in `train.jsonl` and a checkpoint after each."""
+    """Run the epochs that are missing, with a line in `train.jsonl` and a checkpoint after each.
+
+    Asked to stop, it finishes the step and writes a checkpoint in the middle of the epoch.
+    """
     batches = job.batches(job.data.train, recipe.batch_size, recipe)
     training = Training(net, recipe, len(batches), seed=job.config.seed)
     checkpoint = directory / "checkpoint.safetensors"
-    if checkpoint.exists():
-        tensors, record = load_tensors(checkpoint)
-        training.load_state(tensors, record["epoch"])
-        job.progress.say(f"{stage}: continues after epoch {training.epoch}")
-    lines = read_records(job.run.train_log)
-    kept = [line for line in lines if line.get("stage") != stage or line.get("epoch", 0) <= training.epoch]
-    if len(kept) < len(lines):  # written just before a kill, but the checkpoint was not
-        keep_records(job.run.train_log, kept)
-    total = recipe.epochs * len(batches)
-    with job.progress.bar(stage, total) as advance, _naming(checkpoint):
-        done = training.epoch * len(batches)
+    kept = agreed(lambda: load_tensors(checkpoint) if checkpoint.exists() else None)
+    if kept is not None:
+        tensors, record = kept
+        training.load_state(tensors, record["epoch"], record)
+        where = f"epoch {training.epoch}" + (f" and {record['steps']} steps" if record.get("steps") else "")
+        job.progress.say(f"{stage}: continues after {where}")
+    if world().is_main:
+        job.run.drop_epochs(stage, training.epoch)  # written just before a kill, but the checkpoint was not
+
+    def save() -> None:
+        if world().is_main:
+            save_tensors(checkpoint, training.state(), {"stage": stage, **training.record()})
+
+    total = recipe.epochs * training.steps_per_epoch
+    with job.progress.bar(stage, total) as advance, _naming(checkpoint), interruption.waiting():
+
+        def on_step(loss: float) -> None:
+            advance(training.steps, f"epoch {training.epoch + 1}/{recipe.epochs}, loss {loss:.3f}")
+
         while not training.is_done:
-
-            def on_step(loss: float) -> None:
-                nonlocal done
-                done += 1
-                advance(done, f"epoch {training.epoch + 1}/{recipe.epochs}, loss {loss:.3f}")
-
-            log = training.run_epoch(batches, step, on_step)
-            append_record(job.run.train_log, {"stage": stage, **asdict(log), **accuracies()})
-            save_tensors(checkpoint, training.state(), {"stage": stage, "epoch": training.epoch})
+            log = training.run_epoch(
+                batches,
+                step,
+                on_step,
+                stop=lambda: interruption.is_asked,
+                on_skip=lambda text: job.progress.say(f"{stage}: {text}"),
+            )
+            if log is None:
+                save()
+                raise interruption.stop()
+            training.show_average(True)
+            measured = accuracies()
+            training.show_average(False)
+            if world().is_main:
+                job.run.log_epoch({"stage": stage, **asdict(log), **measured})
+            save()
+            if interruption.is_asked and not training.is_done:
+                raise interruption.stop()
+    training.finish()
 
 
 def _retrained(job: Job, plan: _Plan) -> nn.Module:

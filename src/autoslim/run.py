@@ -20,7 +20,13 @@ from filelock import FileLock, Timeout
 from autoslim._version import __version__
 from autoslim.config import Config, make_config, read_yaml
 from autoslim.errors import ConfigError, RunError
-from autoslim.files import write_whole
+from autoslim.files import append_record, keep_records, read_records, write_whole
+
+# the path of the search is kept for other budgets; the others change nothing that has been computed
+_MAY_CHANGE = {
+    "slim.budgets",
+    *(f"{part}.{key}" for part in ("train", "retrain") for key in ("on_nan", "checkpointing")),
+}
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,22 @@ class Run:
     def train_log(self) -> Path:
         """One line per epoch of every training."""
         return self.root / "train.jsonl"
+
+    def log_epoch(self, record: Mapping[str, Any]) -> None:
+        """Add a line to `train_log`, which several processes that retrain different nets may share."""
+        with self._train_lock():
+            append_record(self.train_log, record)
+
+    def drop_epochs(self, stage: str, after: int) -> None:
+        """Take the lines of a training after an epoch out of `train_log`."""
+        with self._train_lock():
+            lines = read_records(self.train_log)
+            kept = [line for line in lines if line.get("stage") != stage or line.get("epoch", 0) <= after]
+            if len(kept) < len(lines):
+                keep_records(self.train_log, kept)
+
+    def _train_lock(self) -> FileLock:
+        return FileLock(self.root / ".train.lock", timeout=60)
 
     @property
     def slim_log(self) -> Path:
@@ -88,8 +110,9 @@ def open_run(root: Path, config: Config) -> Run:
     """A run directory that is still empty, or the one that was begun with this configuration.
 
     Nothing is written before `begin_run`, and until something was computed the configuration may change. Raises
-    `RunError`, naming the keys that differ, if it was begun with another one; only the budgets may change at any time,
-    for the path of the search is kept. `threads` left open in `config` are those the run was begun with.
+    `RunError`, naming the keys that differ, if it was begun with another one; only the budgets, for the path of the
+    search is kept, `on_nan` and `checkpointing` may change at any time. `threads` left open in `config` are those the
+    run was begun with.
     """
     slugs = [_slug(budget) for budget in config.slim.budgets]
     if len(set(slugs)) < len(slugs):
@@ -105,7 +128,7 @@ def open_run(root: Path, config: Config) -> Run:
         config = config.model_copy(update={"threads": run.config.threads})
     before, after = _flat(run.config.plain()), _flat(config.plain())
     different = [key for key in {**before, **after} if before.get(key) != after.get(key)]
-    if not set(different) - {"slim.budgets"}:
+    if not set(different) - _MAY_CHANGE:
         return replace(run, config=config)
     if not run.supernet.exists():
         return _new_run(root, config)
