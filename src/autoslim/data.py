@@ -164,7 +164,8 @@ class Batches:
     """An iterable over (images (B, C, H, W) float32, normalised; labels (B,)) on `device`, again and again.
 
     Order and augmentation depend on `seed` and the epoch alone, so that a resumed run repeats them; call `set_epoch`
-    before each epoch. `augment` is as in `parse_augment`; with `drop_last` every batch is full.
+    before each epoch. `augment` is as in `parse_augment`; with `drop_last` every batch is full. `share=(rank, size)`
+    gives every `size`-th image of each batch, for one of several processes that work on it together.
     """
 
     def __init__(
@@ -180,7 +181,10 @@ class Batches:
         seed: int = 0,
         device: torch.device | str = "cpu",
         channels_last: bool = False,
+        share: tuple[int, int] = (0, 1),
     ):
+        if 0 < batch_size < share[1]:
+            raise DataError(f"a batch of {batch_size} cannot be shared by {share[1]} processes; raise batch_size")
         if batch_size < 1:
             raise DataError(f"a batch must hold at least 1 image, got {batch_size}")
         if drop_last and len(data) < batch_size:
@@ -194,6 +198,7 @@ class Batches:
             )
         self.data = data
         self.batch_size = batch_size
+        self.share = share
         self.shuffle = shuffle
         self.seed = seed
         self.epoch = 0
@@ -212,8 +217,11 @@ class Batches:
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         generator = _generator(self.seed, self.epoch)
         order = torch.randperm(len(self.data), generator=generator) if self.shuffle else None
+        rank, size = self.share
+        if rank:  # other images, augmented by other draws
+            generator = _generator(self.seed, self.epoch, rank)
         for start in range(0, self._num_images, self.batch_size):
-            span = slice(start, min(start + self.batch_size, self._num_images))
+            span = slice(start + rank, min(start + self.batch_size, self._num_images), size)
             chosen = span if order is None else order[span]
             images = self.data.images[chosen].to(self.device)
             for augment in self._augments:

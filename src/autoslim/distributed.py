@@ -45,6 +45,10 @@ def world() -> World:
     return World()
 
 
+class _SaidByMain(AutoSlimError):
+    """A mistake that rank 0 met, and reports."""
+
+
 @contextmanager
 def joined(device: str) -> Iterator[World]:
     """Join the processes that a launcher started (gloo on CPU, nccl on CUDA); alone, or in a group already, do nothing.
@@ -69,6 +73,8 @@ def joined(device: str) -> Iterator[World]:
     except AutoSlimError as error:
         if launch.is_main:
             raise
+        if isinstance(error, _SaidByMain):
+            raise SystemExit(2) from error
         raise type(error)(f"rank {launch.rank} of {launch.size}: {error}") from error
     dist.destroy_process_group()
 
@@ -84,10 +90,20 @@ def agreed(compute: Callable[[], T]) -> T:
     here = world()
     if here.size == 1:
         return compute()
-    box = [compute() if here.is_main else None]
+    box: list[Any] = [None, None]
+    failed: AutoSlimError | None = None
+    if here.is_main:
+        try:
+            box[0] = compute()
+        except AutoSlimError as error:
+            failed, box[1] = error, str(error)
     with _contact():
         dist.broadcast_object_list(box, src=0)
-    return box[0]  # type: ignore[return-value]
+    if failed is not None:
+        raise failed
+    if box[1] is not None:
+        raise _SaidByMain(box[1])
+    return box[0]  # type: ignore[no-any-return]
 
 
 def wait_for_all() -> None:

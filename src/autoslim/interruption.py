@@ -20,7 +20,7 @@ class Stopped(BaseException):
 class Interruption:
     """While `caught`, remembers a signal for work that looks at `is_asked` now and then, and stops other work at once.
 
-    A second signal does not wait any longer.
+    A second SIGINT does not wait any longer. (torchrun sends SIGTERM after the SIGINT of a terminal.)
     """
 
     def __init__(self) -> None:
@@ -60,8 +60,8 @@ class Interruption:
             self._asked = None
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        is_second = self._asked is not None
-        self._asked = number
+        is_second = self._asked is not None and number == signal.SIGINT
+        self._asked = self._asked or number
         if not self._depth or is_second:
             raise Stopped(number)
 
