@@ -14,13 +14,26 @@ import autoslim
 SOURCE = Path(autoslim.__file__).parent
 # a module imports only from lines above its own, or from modules before it on its line
 LAYERS = [
-    ["_version", "errors", "progress", "files"],
+    ["_version", "errors", "progress", "files", "launch", "interruption"],
     ["space", "recipe", "published"],
     ["cost", "tables", "slim", "report"],
     ["atoms", "sizes", "slicing"],
     ["shortcuts", "recorder", "rules", "lifetimes", "tracing"],
-    ["losses", "supernet", "switchable", "calibrate", "replay", "reuse", "judge", "sorting"],
-    ["importing", "zoo", "models", "data", "train", "export", "runtimes", "latency"],
+    ["distributed", "losses", "supernet", "switchable", "calibrate", "replay", "reuse", "judge", "sorting"],
+    [
+        "importing",
+        "zoo",
+        "models",
+        "data",
+        "optimizers",
+        "ema",
+        "memory",
+        "checkpointing",
+        "train",
+        "export",
+        "runtimes",
+        "latency",
+    ],
     ["config", "run", "path", "terminal"],
     ["inspection", "systems", "pipeline", "cli"],
 ]

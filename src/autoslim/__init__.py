@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from autoslim._version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from autoslim import distributed as distributed
     from autoslim import zoo as zoo
     from autoslim.calibrate import batch_statistics as batch_statistics
     from autoslim.calibrate import recalibrate_batchnorm as recalibrate_batchnorm
@@ -85,13 +86,14 @@ _HOMES = {
     "tracing": ("trace",),
     "train": ("retrain", "train_supernet"),
 }
+_MODULES = ("distributed", "zoo")
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
-__all__ = [*_HOME, "__version__", "zoo"]  # one list of public names, not two
+__all__ = [*_HOME, "__version__", *_MODULES]  # one list of public names, not two
 
 
 def __getattr__(name: str) -> Any:
-    if name == "zoo":
-        return importlib.import_module("autoslim.zoo")
+    if name in _MODULES:
+        return importlib.import_module(f"autoslim.{name}")
     if name in _HOME:
         return getattr(importlib.import_module(f"autoslim.{_HOME[name]}"), name)
     raise AttributeError(f"module 'autoslim' has no attribute {name!r}")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,11 +14,13 @@ import typer
 
 from autoslim._version import __version__
 from autoslim.errors import AutoSlimError, ConfigError
+from autoslim.interruption import Stopped, interruption
+from autoslim.launch import launched
 
 if TYPE_CHECKING:
     from autoslim.config import Config
+    from autoslim.progress import Progress
     from autoslim.run import Run
-    from autoslim.terminal import TerminalProgress
 
 app = typer.Typer(
     name="autoslim",
@@ -39,6 +43,9 @@ _System = Annotated[
 _Input = Annotated[
     str | None, typer.Option("--input", metavar="SHAPE", help="Shape of the example input, as 1,3,224,224.")
 ]
+_OnNan = Annotated[
+    str | None, typer.Option("--on-nan", metavar="stop|skip", help="What a loss that is not a number does.")
+]
 _SkipBroken = Annotated[bool, typer.Option("--skip-broken", help="Leave broken images out and count them.")]
 
 
@@ -51,6 +58,8 @@ def main(arguments: list[str] | None = None) -> int:
         return _fail(str(error))
     except KeyboardInterrupt:
         return _fail("stopped; run the same command again to go on", 130)
+    except Stopped as stopped:
+        return _fail(f"stopped by {stopped}; run the same command again to go on", 128 + stopped.number)
     except Exception as error:
         shown = getattr(error, "format_message", None)  # a mistake in the arguments, as click reports it
         if shown is None:
@@ -66,6 +75,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _fail(text: str, code: int = 2) -> int:
+    if "WORLD_SIZE" in os.environ and os.environ.get("RANK", "0") != "0" and not text.startswith("rank "):
+        return code  # rank 0 met the same, and says it
     print(f"error: {' '.join(text.split())}", file=sys.stderr)
     return code
 
@@ -88,10 +99,11 @@ def run(
     device: _Device = None,
     threads: _Threads = None,
     skip_broken: _SkipBroken = False,
+    on_nan: _OnNan = None,
     as_json: _Json = False,
 ) -> None:
     """Everything in a row: train the supernet, search, retrain, export, report. Continues where it was killed."""
-    _stages(config, _asked(set_, system, skip_broken), run_dir, device, threads, as_json, None)
+    _stages(config, _asked(set_, system, skip_broken, on_nan), run_dir, device, threads, as_json, None)
 
 
 @app.command()
@@ -201,17 +213,38 @@ def _stage_command(name: str, help_text: str) -> None:
         device: _Device = None,
         threads: _Threads = None,
         skip_broken: _SkipBroken = False,
+        on_nan: _OnNan = None,
         as_json: _Json = False,
     ) -> None:
-        _stages(config, _asked(set_, system, skip_broken), run_dir, device, threads, as_json, name)
+        _stages(config, _asked(set_, system, skip_broken, on_nan), run_dir, device, threads, as_json, name)
 
     app.command(name, help=help_text)(command)
 
 
 _stage_command("train", "Train the supernet (or go on with it).")
-_stage_command("retrain", "Train the nets found, and uniform ones of equal MACs by the same recipe.")
 _stage_command("export", "Measure latency and write ONNX files, checked against PyTorch.")
 _stage_command("report", "Write results.json and report.html from what the run holds.")
+
+
+@app.command()
+def retrain(
+    config: _Target,
+    budget: Annotated[
+        list[str] | None,
+        typer.Option("--budget", help="Only its nets; other processes may retrain those of other budgets meanwhile."),
+    ] = None,
+    system: _System = None,
+    set_: _Set = None,
+    run_dir: _RunDir = None,
+    device: _Device = None,
+    threads: _Threads = None,
+    skip_broken: _SkipBroken = False,
+    on_nan: _OnNan = None,
+    as_json: _Json = False,
+) -> None:
+    """Train the nets found, and uniform ones of equal MACs by the same recipe."""
+    asked = _asked(set_, system, skip_broken, on_nan)
+    _stages(config, asked, run_dir, device, threads, as_json, "retrain", budget or [])
 
 
 @app.command()
@@ -234,6 +267,8 @@ def slim(
     if not budget:
         _stages(config, asked, run_dir, device, threads, as_json, "slim")
         return
+    if launched().size > 1:
+        raise ConfigError("slim --budget looks a net up on the path of a search; start it without torchrun")
     from autoslim.path import take_from_path
     from autoslim.run import exclusive, keep_config, open_run
 
@@ -266,12 +301,13 @@ def _checked(config: Config, budgets: tuple[str, ...], where: str) -> Config:
     return make_config(values, where)
 
 
-def _asked(set_: list[str] | None, system: str | None, skip_broken: bool) -> list[str]:
+def _asked(set_: list[str] | None, system: str | None, skip_broken: bool, on_nan: str | None = None) -> list[str]:
     """Options that are short for `--set`."""
     return [
         *(set_ or []),
         *([f"system={system}"] if system is not None else []),
         *(["data.skip_broken=true"] if skip_broken else []),
+        *([f"train.on_nan={on_nan}", f"retrain.on_nan={on_nan}"] if on_nan is not None else []),
     ]
 
 
@@ -283,16 +319,18 @@ def _stages(
     threads: int | None,
     as_json: bool,
     only: str | None,
+    budgets: list[str] | None = None,
 ) -> None:
-    """Open the run, then work on one stage or all of them."""
-    from autoslim.run import exclusive, open_run
+    """Open the run, then work on one stage or all of them, or with `budgets` on some of the nets."""
+    from autoslim.run import chosen_budgets, exclusive, open_run
 
     root, config = _opened(target, set_, run_dir, device, threads)
+    budgets = chosen_budgets(root, config, budgets or [])
     progress = _progress()
-    with exclusive(root):
+    with interruption.caught(), exclusive(root, budgets) if launched().is_main else nullcontext():
         opened = open_run(root, config)
         progress.say(f"run directory: {root}")
-        results = _work(opened, progress, only)
+        results = _work(opened, progress, only, budgets)
     if results is None:
         return
     if as_json:
@@ -309,23 +347,25 @@ def _stages(
     print(f"results: {opened.results}")
 
 
-def _work(opened: Run, progress: TerminalProgress, only: str | None) -> dict[str, Any] | None:
+def _work(opened: Run, progress: Progress, only: str | None, budgets: list[str]) -> dict[str, Any] | None:
     progress.say("loading torch, tracing the network ...")
     # every shape is a compiled kernel to oneDNN; a supernet has thousands, and the default cache of 1024 thrashes
     # (a quarter of the time of a sandwich step on CPU). Must be set before torch is imported.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "4096")
-    from autoslim.pipeline import STAGES, prepare
+    from autoslim.distributed import joined
+    from autoslim.pipeline import prepare, run_stages
 
-    job = prepare(opened, progress)
-    for remark in job.data.remarks:
-        progress.say(remark)
-    if job.data.skipped:
-        progress.say(f"broken images left out: {len(job.data.skipped)}, the first: {job.data.skipped[0]}")
-    results = None
-    for name, stage in STAGES.items():
-        if only in (None, name):
-            results = stage(job)
-    return results
+    with joined(opened.config.device) as world:
+        if world.size > 1:
+            progress.say(f"{world.size} processes share the work")
+        job = prepare(opened, progress)
+        if budgets:
+            job = replace(job, budgets=[each for each in job.budgets if each.text in budgets])
+        for remark in job.data.remarks:
+            progress.say(remark)
+        if job.data.skipped:
+            progress.say(f"broken images left out: {len(job.data.skipped)}, the first: {job.data.skipped[0]}")
+        return run_stages(job, only)
 
 
 def _opened(
@@ -384,7 +424,11 @@ def _shape(text: str | None) -> tuple[int, ...] | None:
     return shape
 
 
-def _progress() -> TerminalProgress:
+def _progress() -> Progress:
+    if not launched().is_main:
+        from autoslim.progress import Progress as Silence
+
+        return Silence()
     from rich.console import Console
 
     from autoslim.terminal import TerminalProgress

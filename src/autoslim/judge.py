@@ -5,15 +5,17 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import cached_property
 from statistics import NormalDist
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from autoslim.calibrate import batch_statistics
+from autoslim.distributed import World, gathered, world
 from autoslim.errors import ConfigError, DataError, nearest
 from autoslim.reuse import Diverged, Reuse
 from autoslim.slicing import run_subnet
@@ -22,6 +24,7 @@ from autoslim.supernet import Supernet
 from autoslim.tracing import split_input
 
 Score = Callable[[Any, Any], Tensor]
+T = TypeVar("T")
 
 
 def accuracy(output: Tensor, targets: Tensor) -> Tensor:
@@ -52,6 +55,9 @@ class Judge:
     data. `score(output, targets)`, higher is better, is a number per sample, or their mean; or a name: "accuracy",
     "loss". `also` is a second score that is computed from the same outputs: see `also_of`. The model's buffers and
     modes are left as they were. Use it as the `judge` of `greedy_slim`.
+
+    With `world=distributed.world()` the processes of a group share the work: each is given all batches and asked the
+    same questions, runs every so-many-th batch, and gets the answers, to the bit, that one process would get.
     """
 
     def __init__(
@@ -61,7 +67,9 @@ class Judge:
         score: str | Score = "loss",
         *,
         also: str | Score | None = None,
+        world: World | None = None,
     ) -> None:
+        self.world = world or World()
         self.supernet, self.score, self.also = supernet, _score(score), None if also is None else _score(also)
         self.batches: Sequence[tuple[Any, Any]] = list(batches)
         if not self.batches:
@@ -70,10 +78,15 @@ class Judge:
 
     def __call__(self, widths: Widths) -> float:
         """Mean score of the net of these widths."""
-        found = _Sums(self)
+        found = _Sums()
         with self._modes():
-            for inputs, targets in self.batches:
-                found.add(self._whole(widths, inputs), targets)
+            own = {
+                number: self._measured(self._whole(widths, inputs), targets)
+                for number, (inputs, targets) in enumerate(self.batches)
+                if number % self.world.size == self.world.rank
+            }
+        for _, measured in self._of_all(own):
+            found.add(measured)
         self._also_of[widths] = found.also, found.count
         return found.score
 
@@ -85,6 +98,16 @@ class Judge:
         found = self._also_of[widths]
         self._also_of.clear()
         return found
+
+    def _measured(self, output: Any, targets: Any) -> _Measured:
+        also = 0.0 if self.also is None else float(self.also(output, targets).double().mean())
+        return _Measured(self.score(output, targets).detach().double().cpu(), also, len(targets))
+
+    def _of_all(self, own: Mapping[int, T]) -> list[tuple[int, T]]:
+        """What all processes found, each for batches of its own by their number, in the order of the batches."""
+        if self.world.size == 1:
+            return sorted(own.items(), key=lambda item: item[0])
+        return sorted((item for part in gathered(dict(own)) for item in part.items()), key=lambda item: item[0])
 
     def _whole(self, widths: Widths, inputs: Any) -> Any:
         args, kwargs = split_input(inputs)
@@ -111,8 +134,9 @@ class ReuseJudge(Judge):
         *,
         also: str | Score | None = None,
         keep_bytes: int = KEPT_BYTES,
+        world: World | None = None,
     ) -> None:
-        super().__init__(supernet, batches, score, also=also)
+        super().__init__(supernet, batches, score, also=also, world=world)
         self.keep_bytes = keep_bytes
 
     @cached_property
@@ -133,25 +157,28 @@ class ReuseJudge(Judge):
         The worth is the score or, with `savings`, the score lost per cost saved. Candidates that cannot be the best
         may be missing.
         """
-        found = {group: _Sums(self) for group in candidates}
-        now, known = _Sums(self), self._scores_of(widths)
+        found = {group: _Sums() for group in candidates}
+        now, known = _Sums(), self._scores_of(widths)
         self.reuse.forget()
         with self._modes():
-            for number, (inputs, targets) in enumerate(self.batches):
-                left = [group for group in found if found[group].is_running]
-                now_output, outputs = self._outputs(widths, {g: candidates[g] for g in left}, inputs)
-                if number < len(known):
-                    now.put(known[number], len(targets))
-                elif savings is not None or self.compares_with_now:
-                    now.add(now_output(), targets)
-                for group, output in outputs:
-                    found[group].add(output, targets)
-                if number + 1 < len(self.batches):
-                    for group in self._hopeless({g: found[g] for g in left}, now, savings):
-                        found[group].is_running = False
-                        on_candidate(group, found[group].score)
-                    if 1 == sum(sums.is_running for sums in found.values()) < len(found):
-                        break
+            for start in range(0, len(self.batches), self.world.size):  # a batch for each process
+                left = {group: candidates[group] for group in found if found[group].is_running}
+                number = start + self.world.rank
+                own = (
+                    {number: self._measure(widths, left, number, savings, known)} if number < len(self.batches) else {}
+                )
+                for number, measured in self._of_all(own):  # and decisions batch by batch, as one process makes them
+                    self._take(measured, found, now)
+                    if number + 1 < len(self.batches):
+                        running = {group: sums for group, sums in found.items() if sums.is_running}
+                        for group in list(self._hopeless(running, now, savings)):
+                            found[group].is_running = False
+                            on_candidate(group, found[group].score)
+                        if 1 == sum(sums.is_running for sums in found.values()) < len(found):
+                            break
+                else:
+                    continue
+                break
         running = {group: sums for group, sums in found.items() if sums.is_running}
         self._also_of = {candidates[group]: (sums.also, sums.count) for group, sums in running.items()}
         for group, sums in running.items():
@@ -167,6 +194,31 @@ class ReuseJudge(Judge):
     def _scores_of(self, widths: Widths) -> Sequence[Tensor]:
         """What is known of the net of a step: its scores by batch, of the first batches."""
         return ()
+
+    def _measure(
+        self,
+        widths: Widths,
+        candidates: Mapping[str, Widths],
+        number: int,
+        savings: Mapping[str, float] | None,
+        known: Sequence[Tensor],
+    ) -> dict[str | None, _Measured]:
+        """The candidates on a batch; under None the current net, where it is wanted."""
+        inputs, targets = self.batches[number]
+        now, outputs = self._outputs(widths, candidates, inputs)
+        measured: dict[str | None, _Measured] = {}
+        if number < len(known):
+            measured[None] = _Measured(known[number], 0.0, len(targets))
+        elif savings is not None or self.compares_with_now:
+            measured[None] = self._measured(now(), targets)
+        return measured | {group: self._measured(output, targets) for group, output in outputs}
+
+    @staticmethod
+    def _take(measured: Mapping[str | None, _Measured], found: Mapping[str, _Sums], now: _Sums) -> None:
+        for group, of_batch in measured.items():
+            sums = now if group is None else found[group]
+            if sums.is_running:  # another process may have run one that drops out at a batch before
+                sums.add(of_batch)
 
     def _hopeless(self, running: Mapping[str, _Sums], now: _Sums, savings: Mapping[str, float] | None) -> Iterable[str]:
         """Candidates that need not be looked at any further."""
@@ -236,8 +288,9 @@ class RacingJudge(ReuseJudge):
         also: str | Score | None = None,
         keep_bytes: int = KEPT_BYTES,
         confidence: float = 0.95,
+        world: World | None = None,
     ) -> None:
-        super().__init__(supernet, batches, score, also=also, keep_bytes=keep_bytes)
+        super().__init__(supernet, batches, score, also=also, keep_bytes=keep_bytes, world=world)
         if not 0 < confidence <= 1:
             raise ConfigError(f"confidence must lie above 0 and at most at 1, got {confidence}")
         self.confidence = confidence
@@ -318,25 +371,27 @@ def _lead(differences: Tensor, before: Tensor) -> float:
     return mean / error if error > 0 else (float("inf") if mean > 0 else 0.0)
 
 
+@dataclass(frozen=True)
+class _Measured:
+    """A net on a batch: scores of its samples (or their mean), mean of the second score, number of samples."""
+
+    scores: Tensor
+    also: float
+    size: int
+
+
 class _Sums:
     """What is known of a net so far."""
 
-    def __init__(self, judge: Judge) -> None:
-        self._judge = judge
+    def __init__(self) -> None:
         self._parts: list[tuple[Tensor, int]] = []
         self._also = 0.0
         self.is_running = True
 
-    def add(self, output: Any, targets: Any) -> None:
+    def add(self, measured: _Measured) -> None:
         """One more batch."""
-        judge, size = self._judge, len(targets)
-        self._parts.append((judge.score(output, targets).detach().double().cpu(), size))
-        if judge.also is not None:
-            self._also += float(judge.also(output, targets).double().mean()) * size
-
-    def put(self, scores: Tensor, size: int) -> None:
-        """One more batch whose scores are known."""
-        self._parts.append((scores, size))
+        self._parts.append((measured.scores, measured.size))
+        self._also += measured.also * measured.size
 
     @property
     def samples(self) -> Tensor:
@@ -368,12 +423,15 @@ class _Sums:
 def make_judge(
     kind: str, supernet: Supernet, batches: Iterable[tuple[Any, Any]], score: str, confidence: float, keep_bytes: int
 ) -> Judge:
-    """The judge of a run, by name; its second score is the accuracy."""
+    """The judge of a run, by name; its second score is the accuracy, and the processes of a group share its work."""
+    here = world()
     if kind == "exhaustive":
-        return Judge(supernet, batches, score, also="accuracy")
+        return Judge(supernet, batches, score, also="accuracy", world=here)
     if kind == "reuse":
-        return ReuseJudge(supernet, batches, score, also="accuracy", keep_bytes=keep_bytes)
-    return RacingJudge(supernet, batches, score, also="accuracy", keep_bytes=keep_bytes, confidence=confidence)
+        return ReuseJudge(supernet, batches, score, also="accuracy", keep_bytes=keep_bytes, world=here)
+    return RacingJudge(
+        supernet, batches, score, also="accuracy", keep_bytes=keep_bytes, confidence=confidence, world=here
+    )
 
 
 def _score(score: str | Score) -> Score:

@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,17 @@ from autoslim.calibrate import recalibrate_batchnorm
 from autoslim.config import Config
 from autoslim.cost import LATENCY, Cost, JointCost, MacCost, costs_of, figures_of, resolve_budget, slimmable_share
 from autoslim.data import Batches, ImageData, ImageSet, StreamedSet, load_data, usual_workers, worker_ended
+from autoslim.distributed import agreed, local_device, wait_for_all, world
 from autoslim.errors import ConfigError, ExportError, RunError, TrainError
 from autoslim.export import export_onnx, has_onnx, load_subnet, load_tensors, save_subnet, save_tensors, verify_onnx
-from autoslim.files import append_record, keep_records, read_json, read_records, write_json, write_whole
+from autoslim.files import append_record, read_json, read_records, write_json, write_whole
 from autoslim.inspection import searched_space
+from autoslim.interruption import interruption
 from autoslim.judge import SCORES, Judge, RacingJudge, ReuseJudge, evaluate, make_judge
 from autoslim.latency import latencies, spread
+from autoslim.launch import launched
 from autoslim.models import build_model
+from autoslim.optimizers import make_optimizer, make_schedule
 from autoslim.path import read_path
 from autoslim.progress import Progress
 from autoslim.recipe import Recipe, RetrainRecipe
@@ -84,7 +89,8 @@ class Job:
         if recipe is not None:
             augment = self.data.default_augment if config.augment == "auto" else config.augment
             options |= {"augment": augment, "mix": config.mix, "num_classes": self.data.num_classes}
-            options |= {"shuffle": True, "drop_last": True}
+            here = world()
+            options |= {"shuffle": True, "drop_last": True, "share": (here.rank, here.size)}
         layout = self.config.train if recipe is None else recipe
         return Batches(
             images,
@@ -123,7 +129,9 @@ class Job:
     def save(
         self, directory: Path, net: nn.Module, space: ChannelSpace | None = None, widths: Widths | None = None
     ) -> None:
-        """Write a subnet, or a whole `SwitchableNet`, with the name of the network it comes from."""
+        """Write a subnet, or a whole `SwitchableNet`, with the name of the network it comes from; rank 0 does."""
+        if not world().is_main:
+            return
         save_subnet(directory, net, space, widths, model=self.config.model, model_args=self.config.model_args)
 
     def figures(self, widths: Mapping[str, int], space: ChannelSpace | None = None) -> dict[str, float]:
@@ -137,8 +145,8 @@ class Job:
 def prepare(run: Run, progress: Progress) -> Job:
     """Load data and network, trace it, and check everything that can be checked before hours of training."""
     config = run.config
-    device = _device(config.device)
-    torch.set_num_threads(config.threads or torch.get_num_threads())
+    device = _device(local_device(config.device))
+    torch.set_num_threads(max(1, (config.threads or torch.get_num_threads()) // launched().local_size))
     if config.export.onnx is True and not has_onnx():
         raise ExportError("export.onnx needs onnx, onnxscript and onnxruntime: pip install 'autoslim[onnx]'")
     if config.export.report is True and not has_plotly():
@@ -153,22 +161,32 @@ def prepare(run: Run, progress: Progress) -> Job:
     model = model.to(device)
     find_runtime(config.latency.runtime)
     wanted = config.slim.budgets if config.system == "autoslim" else ()
-    space, latency = searched_space(
-        config, model, every, example.to(device), budgets=wanted, progress=progress, kept=run.latency_table
+    space, latency = agreed(
+        lambda: searched_space(
+            config, model, every, example.to(device), budgets=wanted, progress=progress, kept=run.latency_table
+        )
     )
     costs = costs_of(space) | ({LATENCY: latency} if latency is not None else {})
     budgets = _budgets(config, space, costs)
     net = build_net(config, model, space)
     trained = run.supernet / "model.safetensors"
-    if trained.exists():
-        load_unshared(net, load_tensors(trained)[0])
+    kept = agreed(lambda: load_tensors(trained)[0] if trained.exists() else None)
+    if kept is not None:
+        load_unshared(net, kept)
     job = Job(run, progress, data, net, every, space, costs, budgets, device)
     for recipe in (config.train, config.retrain):
-        job.batches(data.train, recipe.batch_size, recipe)  # names an augmentation or a batch size that cannot be
-    _keep_record(run, data)
-    begin_run(run, space.to_json())
-    if latency is not None and not run.latency_table.exists():
-        latency.table.save(run.latency_table)
+        batches = job.batches(data.train, recipe.batch_size, recipe)  # names what cannot be, as all of these do
+        make_optimizer(net, recipe)
+        make_schedule(recipe, len(batches))
+    if config.system == "i-net":
+        plain_step(model, config.train)
+    else:
+        training_step(config, net)
+    if world().is_main:
+        _keep_record(run, data)
+        begin_run(run, space.to_json())
+        if latency is not None and not run.latency_table.exists():
+            latency.table.save(run.latency_table)
     return job
 
 
@@ -254,6 +272,7 @@ def _check_output(config: Config, model: nn.Module, example: Tensor, data: Image
 
 
 # --- stages ------------------------------------------------------------------------------------------------------
+# Every rank runs them. What depends on files is `agreed`; rank 0 alone writes, evaluates and exports.
 
 
 def train_stage(job: Job) -> None:
@@ -261,19 +280,21 @@ def train_stage(job: Job) -> None:
     run, config = job.run, job.config
     metrics = run.supernet / "metrics.json"
     if config.system == "i-net":  # every net is trained by itself
-        if not metrics.exists():
+        if world().is_main and not metrics.exists():
             write_json(metrics, {**job.figures(job.space.full()), "accuracy": None})
         return
     done = run.supernet / "model.safetensors"
-    if done.exists():
+    if agreed(done.exists):
         job.progress.say(f"supernet: trained before, {done}")
     else:
         step = training_step(config, job.net)
         _train(job, "supernet", job.net, config.train, step, run.supernet, _accuracies(job))
         if isinstance(job.net, SwitchableNet):
             job.save(run.supernet, job.net)
-        else:
+        elif world().is_main:
             save_tensors(done, unshared(job.model), {"stage": "supernet", "epochs": config.train.epochs})
+    if not world().is_main:
+        return
     (run.supernet / "checkpoint.safetensors").unlink(missing_ok=True)
     if not metrics.exists():
         name, widths = _widest(job)
@@ -312,15 +333,16 @@ def slim_stage(job: Job) -> None:
 
     Systems that search nothing leave the nets at their width ratios there.
     """
-    _need(job.run.supernet / "metrics.json", "train")
+    agreed(lambda: _need(job.run.supernet / "metrics.json", "train"))
     if job.config.system != "autoslim":
-        _take_ratios(job)
+        if world().is_main:
+            _take_ratios(job)
         return
-    if all("found" in _metrics(job, budget.text).get("accuracy", {}) for budget in job.budgets):
+    if agreed(lambda: all("found" in _metrics(job, budget.text).get("accuracy", {}) for budget in job.budgets)):
         job.progress.say(f"search: done before, {job.run.slim_log}")
         return
     assert isinstance(job.net, Supernet)
-    steps = read_path(job.run, job.space, job.costs["macs"])
+    steps = agreed(lambda: read_path(job.run, job.space, job.costs["macs"]))
     images = job.held_out()
     slim = job.config.slim
     judge = make_judge(slim.judge, job.net, images, slim.score, slim.confidence, int(slim.keep_gb * 1e9))
@@ -347,12 +369,12 @@ def slim_stage(job: Job) -> None:
             macs = job.costs["macs"](current)
             record = {"group": step.group, "width": current[step.group], "cost": macs, "score": step.score}
             correct, seen = judge.also_of(current)
-            if isinstance(judge, RacingJudge):
-                save_tensors(job.run.race(len(steps)), judge.state(), {"steps": len(steps)})
-            append_record(job.run.slim_log, record | {"accuracy": correct, "images": seen})
-    supernet = read_json(job.run.supernet / "metrics.json")
+            if world().is_main:
+                if isinstance(judge, RacingJudge):
+                    save_tensors(job.run.race(len(steps)), judge.state(), {"steps": len(steps)})
+                append_record(job.run.slim_log, record | {"accuracy": correct, "images": seen})
     for budget in job.budgets:
-        directory, known = job.run.subnet(budget.text), _metrics(job, budget.text)
+        directory, known = job.run.subnet(budget.text), agreed(partial(_metrics, job, budget.text))
         if "found" in known.get("accuracy", {}):
             continue
         widths = widths_within(job.space, steps, budget.cost, budget.limit)
@@ -362,6 +384,9 @@ def slim_stage(job: Job) -> None:
         if job.config.slim.exchange:
             widths, moves = _exchanged(job, budget, judge, widths)
             job.progress.say(f"search: {budget.text} was bettered by {len(moves)} exchanges of bins")
+        if not world().is_main:
+            continue
+        supernet = read_json(job.run.supernet / "metrics.json")
         write_whole(directory / "widths.json", widths.to_json())
         found = net_at(job.net, budget.text, widths, job.calibration())
         accuracy = {"supernet": supernet["accuracy"], "found": evaluate(found, job.test())}
@@ -372,22 +397,24 @@ def slim_stage(job: Job) -> None:
 
 def _load_race(job: Job, judge: Judge, steps: int) -> None:
     """Let a search go on as if it had never stopped; where that is not known, its next step looks at all images."""
+    if not steps or not isinstance(judge, RacingJudge):
+        return
     path = job.run.race(steps)
-    if steps and isinstance(judge, RacingJudge) and path.exists():
-        tensors, record = load_tensors(path)
-        if record["steps"] == steps:
-            judge.load_state(tensors)
+    kept = agreed(lambda: load_tensors(path) if path.exists() else None)
+    if kept is not None and kept[1]["steps"] == steps:
+        judge.load_state(kept[0])
 
 
 def _exchanged(job: Job, budget: Budgeted, judge: Judge, widths: Widths) -> tuple[Widths, list[dict[str, Any]]]:
     """`widths` after exchanges of bins, and these; each is on disk before the next, and is not searched again."""
-    log = job.run.exchange_log(budget.text)
-    log.parent.mkdir(parents=True, exist_ok=True)
-    made, widths = read_exchanges(log, job.space, budget, widths)
+    log, start = job.run.exchange_log(budget.text), widths
+    made, widths = agreed(lambda: read_exchanges(log, job.space, budget, start))
     for move in exchange_bins(job.space, judge, budget.cost, widths, budget.limit):
         changed = {name: move.widths[name] for name in (move.wider, move.narrower) if name is not None}
         made.append({"wider": move.wider, "narrower": move.narrower, "widths": changed, "score": move.score})
-        append_record(log, made[-1])
+        if world().is_main:
+            log.parent.mkdir(parents=True, exist_ok=True)
+            append_record(log, made[-1])
         widths = move.widths
     return widths, made
 
@@ -429,16 +456,18 @@ def retrain_stage(job: Job) -> None:
     """
     if job.config.system not in ("autoslim", "i-net"):
         return
-    plans = [plan for budget in job.budgets for plan in _plans(job, budget.text)]
+    plans = agreed(lambda: [plan for budget in job.budgets for plan in _plans(job, budget.text)])
     for plan in plans:
         path = job.run.subnet(plan.budget) / "metrics.json"
-        metrics = read_json(path)
+        metrics: dict[str, Any] = agreed(partial(read_json, path))
         if plan.kind in metrics["accuracy"]:
             continue
         if job.config.retrain.jointly and job.config.system == "autoslim":
             net = _jointly_trained(job, plan, [other for other in plans if other.kind == plan.kind])
         else:
             net = _retrained(job, plan)
+        if not world().is_main:
+            continue
         metrics["accuracy"][plan.kind] = evaluate(net, job.test())
         write_json(path, metrics)
         job.progress.say(f"{plan.kind} {plan.budget}: {metrics['accuracy'][plan.kind]:.1%} on the test images")
@@ -526,6 +555,19 @@ STAGES: dict[str, Callable[[Job], Any]] = {
     "report": report_stage,
 }
 
+_BY_MAIN = ("export", "report")
+
+
+def run_stages(job: Job, only: str | None = None) -> dict[str, Any] | None:
+    """One stage or all in their order, on every rank; the results of the run, if they were summed up here."""
+    results = None
+    for name, stage in STAGES.items():
+        if only in (None, name):
+            if world().is_main or name not in _BY_MAIN:
+                results = stage(job)
+            wait_for_all()
+    return results
+
 
 # --- pieces ------------------------------------------------------------------------------------------------------
 
@@ -539,39 +581,60 @@ def _train(
     directory: Path,
     accuracies: Callable[[], Mapping[str, Any]],
 ) -> None:
-    """Run the epochs that are missing, with a line in `train.jsonl` and a checkpoint after each."""
+    """Run the epochs that are missing, with a line in `train.jsonl` and a checkpoint after each.
+
+    Asked to stop, it finishes the step and writes a checkpoint in the middle of the epoch.
+    """
     batches = job.batches(job.data.train, recipe.batch_size, recipe)
     training = Training(net, recipe, len(batches), seed=job.config.seed)
     checkpoint = directory / "checkpoint.safetensors"
-    if checkpoint.exists():
-        tensors, record = load_tensors(checkpoint)
-        training.load_state(tensors, record["epoch"])
-        job.progress.say(f"{stage}: continues after epoch {training.epoch}")
-    lines = read_records(job.run.train_log)
-    kept = [line for line in lines if line.get("stage") != stage or line.get("epoch", 0) <= training.epoch]
-    if len(kept) < len(lines):  # written just before a kill, but the checkpoint was not
-        keep_records(job.run.train_log, kept)
-    total = recipe.epochs * len(batches)
-    with job.progress.bar(stage, total) as advance, _naming(checkpoint):
-        done = training.epoch * len(batches)
+    kept = agreed(lambda: load_tensors(checkpoint) if checkpoint.exists() else None)
+    if kept is not None:
+        tensors, record = kept
+        training.load_state(tensors, record["epoch"], record)
+        where = f"epoch {training.epoch}" + (f" and {record['steps']} steps" if record.get("steps") else "")
+        job.progress.say(f"{stage}: continues after {where}")
+    if world().is_main:
+        job.run.drop_epochs(stage, training.epoch)  # written just before a kill, but the checkpoint was not
+
+    def save() -> None:
+        if world().is_main:
+            save_tensors(checkpoint, training.state(), {"stage": stage, **training.record()})
+
+    total = recipe.epochs * training.steps_per_epoch
+    with job.progress.bar(stage, total) as advance, _naming(checkpoint), interruption.waiting():
+
+        def on_step(loss: float) -> None:
+            advance(training.steps, f"epoch {training.epoch + 1}/{recipe.epochs}, loss {loss:.3f}")
+
         while not training.is_done:
-
-            def on_step(loss: float) -> None:
-                nonlocal done
-                done += 1
-                advance(done, f"epoch {training.epoch + 1}/{recipe.epochs}, loss {loss:.3f}")
-
-            log = training.run_epoch(batches, step, on_step)
-            append_record(job.run.train_log, {"stage": stage, **asdict(log), **accuracies()})
-            save_tensors(checkpoint, training.state(), {"stage": stage, "epoch": training.epoch})
+            log = training.run_epoch(
+                batches,
+                step,
+                on_step,
+                stop=lambda: interruption.is_asked,
+                on_skip=lambda text: job.progress.say(f"{stage}: {text}"),
+            )
+            if log is None:
+                save()
+                raise interruption.stop()
+            training.show_average(True)
+            measured = accuracies()
+            training.show_average(False)
+            if world().is_main:
+                job.run.log_epoch({"stage": stage, **asdict(log), **measured})
+            save()
+            if interruption.is_asked and not training.is_done:
+                raise interruption.stop()
+    training.finish()
 
 
 def _retrained(job: Job, plan: _Plan) -> nn.Module:
     """The net of a plan, trained by the recipe, or as it was saved when that was done before."""
     config = job.config
     recipe = config.retrain if config.system == "autoslim" else RetrainRecipe(**_shared(config.train))
-    if (plan.directory / "model.safetensors").exists():
-        (plan.directory / "checkpoint.safetensors").unlink(missing_ok=True)
+    if agreed((plan.directory / "model.safetensors").exists):
+        _drop_checkpoint(plan.directory)
         return load_subnet(plan.directory, _builder(job)).to(job.device)
     origin = job.model if recipe.init == "supernet" else fresh_model(config)
     net = extract(origin, plan.space, plan.widths).to(job.device)
@@ -587,15 +650,20 @@ def _retrained(job: Job, plan: _Plan) -> nn.Module:
     stage = f"{plan.kind} {plan.budget}"
     _train(job, stage, net, recipe, step, plan.directory, lambda: {"accuracy": evaluate(net, held_out)})
     job.save(plan.directory, net, plan.space, plan.widths)
-    (plan.directory / "checkpoint.safetensors").unlink(missing_ok=True)
+    _drop_checkpoint(plan.directory)
     return net
+
+
+def _drop_checkpoint(directory: Path) -> None:
+    if world().is_main:
+        (directory / "checkpoint.safetensors").unlink(missing_ok=True)
 
 
 def _jointly_trained(job: Job, plan: _Plan, plans: Sequence[_Plan]) -> nn.Module:
     """The net of a plan, out of an S-Net of all plans of its kind that is trained by the recipe (or was before)."""
     recipe, directory = job.config.retrain, job.run.joint(plan.kind)
-    if (directory / "model.safetensors").exists():
-        (directory / "checkpoint.safetensors").unlink(missing_ok=True)
+    if agreed((directory / "model.safetensors").exists):
+        _drop_checkpoint(directory)
         saved = load_subnet(directory, _builder(job)).to(job.device)
         assert isinstance(saved, SwitchableNet)
         switchable = saved
@@ -608,7 +676,7 @@ def _jointly_trained(job: Job, plan: _Plan, plans: Sequence[_Plan]) -> nn.Module
         step, accuracies = switch_step(switchable, recipe), _accuracies_of_switches(switchable, job.held_out())
         _train(job, f"{plan.kind} jointly", switchable, recipe, step, directory, accuracies)
         job.save(directory, switchable)
-        (directory / "checkpoint.safetensors").unlink(missing_ok=True)
+        _drop_checkpoint(directory)
     net = switchable.subnet(plan.budget)
     job.save(plan.directory, net, plan.space, plan.widths)
     return net

@@ -3,39 +3,68 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
+
+SCHEDULES = ("linear", "cosine", "step")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """SGD with momentum on a schedule per step, as in the papers. `epochs` counts passes over the training images."""
+    """How a network is trained; by default SGD with momentum on a schedule per step, as in the papers.
+
+    `epochs` counts passes over the training images. `optimizer`: one of torch.optim by its name in small letters (sgd,
+    adamw, rmsprop ...), or "timm:lamb" and the like; `optimizer_args` are its other options, such as `{betas: [0.9,
+    0.99]}`. `momentum` and `nesterov` are for those that have them. `schedule`: see `learning_rate`; or a scheduler of
+    torch ("torch:OneCycleLR") or timm ("timm:poly") with its `schedule_args`; `warmup_epochs` come first in any case.
+    `accumulate`: batches per optimizer step. Gradients are clipped value by value (`clip_value`), then by their norm
+    (`clip_norm`). `ema`: decay per step of an average of the weights, which is what is evaluated and kept. `autocast`:
+    the precision of what autocast lowers; fp16 scales the loss, so that small gradients survive. `checkpointing`:
+    recompute what is inside blocks in the backward pass instead of keeping it. `compile`: torch.compile, for plain nets
+    only. `on_nan`: a loss that is not a number stops the training, or its step is skipped and counted.
+    """
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
     epochs: Annotated[int, Ge(1)] = 30
     batch_size: Annotated[int, Ge(1)] = 128
+    accumulate: Annotated[int, Ge(1)] = 1
+    optimizer: str = "sgd"
+    optimizer_args: dict[str, Any] = field(default_factory=dict, hash=False)
     lr: Annotated[float, Gt(0)] = 0.1
     momentum: Annotated[float, Ge(0), Lt(1)] = 0.9
     nesterov: bool = True
     weight_decay: Annotated[float, Ge(0)] = 1e-4
-    schedule: Literal["linear", "cosine", "step"] = "linear"
+    schedule: str = "linear"
+    schedule_args: dict[str, Any] = field(default_factory=dict, hash=False)
     warmup_epochs: Annotated[float, Ge(0)] = 0.0
     label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0
-    clip_value: Annotated[float, Gt(0)] | None = None  # gradients beyond it are clipped, value by value
-    autocast: Literal["none", "bf16"] = "none"
+    clip_value: Annotated[float, Gt(0)] | None = None
+    clip_norm: Annotated[float, Gt(0)] | None = None
+    ema: Annotated[float, Gt(0), Lt(1)] | None = None
+    autocast: Literal["none", "bf16", "fp16"] = "none"
     channels_last: bool = False
+    checkpointing: bool = False
+    compile: bool = False
+    on_nan: Literal["stop", "skip"] = "stop"
+
+    def warmup_rate(self, step: int, steps_per_epoch: int) -> float | None:
+        """The rate of a linear warm-up at a step counted from 0; None when that is over."""
+        warmup = self.warmup_epochs * steps_per_epoch
+        return self.lr * (step + 1) / (warmup + 1) if step < warmup else None
 
     def learning_rate(self, step: int, steps_per_epoch: int) -> float:
-        """The rate at a step counted from 0: a linear warm-up, then linear or cosine decay to 0.
+        """The rate of "linear", "cosine" or "step" at a step counted from 0: a warm-up, then decay to 0.
 
         "step" is that of ResNets: a tenth, a hundredth and a thousandth of it from 30, 60 and 90 % of the epochs on.
         """
+        assert self.schedule in SCHEDULES, "others are no function of the step: see optimizers.make_schedule"
+        warming = self.warmup_rate(step, steps_per_epoch)
+        if warming is not None:
+            return warming
         warmup = self.warmup_epochs * steps_per_epoch
-        if step < warmup:
-            return self.lr * (step + 1) / (warmup + 1)
         progress = (step - warmup) / max(1.0, self.epochs * steps_per_epoch - warmup)
         if self.schedule == "step":
             tenths = sum(step >= share * self.epochs * steps_per_epoch for share in (0.3, 0.6, 0.9))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import datetime
+import json
 import os
 import platform
 import re
 import subprocess
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -19,10 +20,16 @@ from filelock import FileLock, Timeout
 
 from autoslim._version import __version__
 from autoslim.config import Config, make_config, read_yaml
-from autoslim.errors import ConfigError, RunError
-from autoslim.files import write_whole
+from autoslim.errors import ConfigError, RunError, nearest
+from autoslim.files import append_record, keep_records, read_records, write_whole
 
-_FREE = {"slim.budgets", "data.workers", "data.prefetch"}  # keys that may change while a run goes on
+# the path of the search is kept for other budgets; the others change nothing that has been computed
+_MAY_CHANGE = {
+    "slim.budgets",
+    "data.workers",
+    "data.prefetch",
+    *(f"{part}.{key}" for part in ("train", "retrain") for key in ("on_nan", "checkpointing")),
+}
 
 
 @dataclass(frozen=True)
@@ -57,6 +64,22 @@ class Run:
     def train_log(self) -> Path:
         """One line per epoch of every training."""
         return self.root / "train.jsonl"
+
+    def log_epoch(self, record: Mapping[str, Any]) -> None:
+        """Add a line to `train_log`, which several processes that retrain different nets may share."""
+        with self._train_lock():
+            append_record(self.train_log, record)
+
+    def drop_epochs(self, stage: str, after: int) -> None:
+        """Take the lines of a training after an epoch out of `train_log`."""
+        with self._train_lock():
+            lines = read_records(self.train_log)
+            kept = [line for line in lines if line.get("stage") != stage or line.get("epoch", 0) <= after]
+            if len(kept) < len(lines):
+                keep_records(self.train_log, kept)
+
+    def _train_lock(self) -> FileLock:
+        return FileLock(self.root / ".train.lock", timeout=60)
 
     @property
     def slim_log(self) -> Path:
@@ -99,9 +122,9 @@ def open_run(root: Path, config: Config) -> Run:
     """A run directory that is still empty, or the one that was begun with this configuration.
 
     Nothing is written before `begin_run`, and until something was computed the configuration may change. Raises
-    `RunError`, naming the keys that differ, if it was begun with another one; only the budgets may change at any time,
-    for the path of the search is kept, and how many processes read images, for no result depends on it. `threads` left
-    open in `config` are those the run was begun with.
+    `RunError`, naming the keys that differ, if it was begun with another one; only the budgets, for the path of the
+    search is kept, and what no result depends on (`on_nan`, `checkpointing`, how many processes read images) may
+    change at any time. `threads` left open in `config` are those the run was begun with.
     """
     slugs = [_slug(budget) for budget in config.slim.budgets]
     if len(set(slugs)) < len(slugs):
@@ -109,7 +132,7 @@ def open_run(root: Path, config: Config) -> Run:
             f"slim.budgets: {', '.join(config.slim.budgets)} would share a directory; write them alike once"
         )
     if not (root / "config.yaml").exists():
-        if root.exists() and (not root.is_dir() or any(p.name != ".lock" for p in root.iterdir())):
+        if root.exists() and (not root.is_dir() or any(not p.name.startswith(".lock") for p in root.iterdir())):
             raise RunError(f"{root} exists and is no run directory; choose another with --run-dir")
         return _new_run(root, config)
     run = read_run(root)
@@ -117,7 +140,7 @@ def open_run(root: Path, config: Config) -> Run:
         config = config.model_copy(update={"threads": run.config.threads})
     before, after = _flat(run.config.plain()), _flat(config.plain())
     different = [key for key in {**before, **after} if before.get(key) != after.get(key)]
-    if not set(different) - _FREE:
+    if not set(different) - _MAY_CHANGE:
         return replace(run, config=config)
     if not run.supernet.exists():
         return _new_run(root, config)
@@ -155,22 +178,81 @@ def read_run(root: Path) -> Run:
     return Run(root, make_config(values, str(path)), provenance if isinstance(provenance, dict) else {})
 
 
+def chosen_budgets(root: Path, config: Config, asked: Sequence[str]) -> list[str]:
+    """Those of the nets of a run that are asked for, as text or as the name of their directory."""
+    if not asked:
+        return []
+    read_run(root)  # or there is none
+    if config.system not in ("autoslim", "i-net") or config.retrain.jointly:
+        how = "retrain.jointly=true" if config.retrain.jointly else f"system {config.system}"
+        raise ConfigError(f"retrain --budget: with {how} the nets are trained together, not one by one")
+    known = list(config.slim.budgets)
+    if config.system == "i-net":
+        known = [f"width {ratio:g}" for ratio in config.ratios]
+    names = {_slug(text): text for text in known}
+    for text in asked:
+        if _slug(text) not in names:
+            raise ConfigError(
+                f"retrain --budget {text}: {root} has no such net; {nearest(text, known)}; one more: "
+                f"autoslim slim {root} --budget {text}"
+            )
+    return [names[_slug(text)] for text in dict.fromkeys(asked)]
+
+
+_TURN_SECONDS = 5.0  # processes that retrain one net each hold the lock of the whole run for a moment
+
+
 @contextmanager
-def exclusive(root: Path) -> Iterator[None]:
-    """Only one process at a time works on a run directory; `RunError` for a second one. A kill releases it."""
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(root / ".lock")
-        with lock.acquire(timeout=0):
-            for leftover in root.rglob(".*.part"):  # of a file that a kill kept from appearing
+def exclusive(root: Path, budgets: Sequence[str] = ()) -> Iterator[None]:
+    """Only one process at a time works on a run directory; `RunError`, naming it, for a second one.
+
+    With `budgets` only their nets are taken, and other processes may work on other nets of the run at the same time.
+    A kill releases everything.
+    """
+    with ExitStack() as held:
+        with ExitStack() as turn:
+            turn.enter_context(_lock(root, _TURN_SECONDS))
+            directories = [root / "subnets" / _slug(budget) for budget in budgets]
+            for directory in directories or (lock.parent for lock in sorted(root.glob("subnets/*/.lock"))):
+                held.enter_context(_lock(directory, 0))
+            if not budgets:
+                held.enter_context(turn.pop_all())
+        for directory in directories or [root]:
+            for leftover in directory.rglob(".*.part"):  # of a file that a kill kept from appearing
                 leftover.unlink(missing_ok=True)
-            yield
+        yield
+
+
+@contextmanager
+def _lock(directory: Path, seconds: float) -> Iterator[None]:
+    """Hold the lock of a directory, and leave a note of who does."""
+    lock, note = FileLock(directory / ".lock"), directory / ".lock.owner"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=seconds)
     except Timeout:
         raise RunError(
-            f"{root} is in use by another autoslim process; wait for it or choose another --run-dir"
+            f"{directory} is in use by another autoslim process{_owner(note)}; wait for it or choose another --run-dir"
         ) from None
-    except (FileExistsError, NotADirectoryError, PermissionError) as error:
-        raise RunError(f"{root} cannot be used as a run directory: {error.strerror}") from error
+    except OSError as error:
+        raise RunError(f"{directory} cannot be used as a run directory: {error.strerror or error}") from error
+    try:
+        now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+        with suppress(OSError):  # a full disk: what follows will say so
+            note.write_text(json.dumps({"pid": os.getpid(), "host": platform.node(), "since": now}), encoding="utf-8")
+        yield
+    finally:
+        with suppress(OSError):
+            note.unlink(missing_ok=True)
+        lock.release()
+
+
+def _owner(note: Path) -> str:
+    try:
+        known = json.loads(note.read_text(encoding="utf-8"))
+        return f" (pid {known['pid']} on {known['host']}, since {known['since']})"
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
 
 
 def _available_cpus() -> int:

@@ -34,7 +34,8 @@ class Batches:
 
     Order and augmentation depend on `seed` and the epoch alone, so that a resumed run repeats them; call `set_epoch`
     before each epoch. `augment` is as in `parse_augment`; with `drop_last` every batch is full. With `mix`, as in
-    `parse_mix`, labels are shares (B, `num_classes`) float32.
+    `parse_mix`, labels are shares (B, `num_classes`) float32. `share=(rank, size)` gives every `size`-th image of each
+    batch, for one of several processes that work on it together.
 
     A set in memory is augmented batch by batch. A streamed one is read and augmented image by image in `workers`
     processes (0: in this one), each of which has up to `prefetch` batches ready; so is a set in memory if something
@@ -58,7 +59,10 @@ class Batches:
         channels_last: bool = False,
         workers: int = 0,
         prefetch: int = 2,
+        share: tuple[int, int] = (0, 1),
     ):
+        if 0 < batch_size < share[1]:
+            raise DataError(f"a batch of {batch_size} cannot be shared by {share[1]} processes; raise batch_size")
         if batch_size < 1:
             raise DataError(f"a batch must hold at least 1 image, got {batch_size}")
         if drop_last and len(data) < batch_size:
@@ -75,6 +79,7 @@ class Batches:
             )
         self.data = data
         self.batch_size = batch_size
+        self.share = share
         self.shuffle = shuffle
         self.seed = seed
         self.epoch = 0
@@ -115,7 +120,7 @@ class Batches:
         for number, (images, labels) in enumerate(self._from_memory() if self._loader is None else self._streamed()):
             images = images.to(torch.float32, memory_format=self._memory_format).sub_(self._mean).div_(self._std)
             if self._mixer is not None:
-                images, labels = self._mixer(images, labels, self.seed, epoch, number, _MIXING)
+                images, labels = self._mixer(images, labels, self.seed, epoch, number, _MIXING, *self.share[:1])
                 images = images.contiguous(memory_format=self._memory_format)
             yield images, labels
 
@@ -123,8 +128,11 @@ class Batches:
         assert isinstance(self.data, ImageSet)
         draws = generator(self.seed, self.epoch)
         order = torch.randperm(len(self.data), generator=draws) if self.shuffle else None
+        rank, size = self.share
+        if rank:  # other images, augmented by other draws
+            draws = generator(self.seed, self.epoch, rank)
         for start in range(0, self._num_images, self.batch_size):
-            span = slice(start, min(start + self.batch_size, self._num_images))
+            span = slice(start + rank, min(start + self.batch_size, self._num_images), size)
             chosen = span if order is None else order[span]
             images = self.data.images[chosen].to(self.device)
             for augment in self._augments:
@@ -162,6 +170,7 @@ class _Plan:
     def __iter__(self) -> Iterator[list[_Key]]:
         batches = self._batches
         epoch, data, count = batches.epoch, batches.data, batches._num_images
+        rank, size = batches.share
         order = torch.arange(len(data))
         if batches.shuffle:
             draws = generator(batches.seed, epoch)
@@ -170,7 +179,7 @@ class _Plan:
             else:
                 order = torch.randperm(len(data), generator=draws)
         for start in range(0, count, batches.batch_size):
-            chosen = order[start : min(start + batches.batch_size, count)]
+            chosen = order[start + rank : min(start + batches.batch_size, count) : size]
             yield [(epoch, index) for index in chosen.tolist()]
 
 

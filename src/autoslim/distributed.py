@@ -1,0 +1,207 @@
+"""Several processes on one job, as torchrun starts them: every rank runs the same code, rank 0 decides and writes.
+
+Gradients are added up by one all-reduce per step. DistributedDataParallel is not wrapped around the model: a sandwich
+step runs nets that are no forward pass of it, four times before there is anything to reduce, and what must be agreed on
+beside the gradients (losses, a signal to stop) rides in the same buffer. So a step is one call, whatever it trains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from autoslim.errors import AutoSlimError, DataError, RunError
+from autoslim.launch import launched
+
+T = TypeVar("T")
+_PATIENCE = timedelta(hours=3)  # rank 0 evaluates and exports alone while the others wait
+
+
+@dataclass(frozen=True)
+class World:
+    """This process, `rank`, among the `size` that work together."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        """Rank 0 alone writes files and speaks."""
+        return self.rank == 0
+
+
+def world() -> World:
+    """The process group of this process; one of its own if there is none."""
+    if dist.is_available() and dist.is_initialized():
+        return World(dist.get_rank(), dist.get_world_size())
+    return World()
+
+
+class _SaidByMain(AutoSlimError):
+    """A mistake that rank 0 met, and reports."""
+
+
+@contextmanager
+def joined(device: str) -> Iterator[World]:
+    """Join the processes that a launcher started (gloo on CPU, nccl on CUDA); alone, or in a group already, do nothing.
+
+    A mistake that only another rank than 0 has says which one it is.
+    """
+    launch = launched()
+    if launch.size == 1 or (dist.is_available() and dist.is_initialized()):
+        yield world()
+        return
+    if not dist.is_available():
+        raise RunError("this build of PyTorch has no torch.distributed; start one process only")
+    if device.startswith("cuda"):
+        torch.cuda.set_device(launch.local_rank)
+        backend = "cpu:gloo,cuda:nccl"
+    else:
+        backend = "gloo"
+    with _contact():
+        dist.init_process_group(backend, timeout=_PATIENCE)
+    try:
+        yield world()
+    except AutoSlimError as error:
+        if launch.is_main:
+            raise
+        if isinstance(error, _SaidByMain):
+            raise SystemExit(2) from error
+        raise type(error)(f"rank {launch.rank} of {launch.size}: {error}") from error
+    dist.destroy_process_group()
+
+
+def local_device(device: str) -> str:
+    """`device`, with this process's own GPU for "cuda"."""
+    launch = launched()
+    return f"cuda:{launch.local_rank}" if device == "cuda" and launch.size > 1 else device
+
+
+def agreed(compute: Callable[[], T]) -> T:
+    """What rank 0 computes, on every rank: for whatever depends on files. The others compute nothing."""
+    here = world()
+    if here.size == 1:
+        return compute()
+    box: list[Any] = [None, None]
+    failed: AutoSlimError | None = None
+    if here.is_main:
+        try:
+            box[0] = compute()
+        except AutoSlimError as error:
+            failed, box[1] = error, str(error)
+    with _contact():
+        dist.broadcast_object_list(box, src=0)
+    if failed is not None:
+        raise failed
+    if box[1] is not None:
+        raise _SaidByMain(box[1])
+    return box[0]  # type: ignore[no-any-return]
+
+
+def wait_for_all() -> None:
+    """Go on when every rank is here."""
+    if world().size > 1:
+        with _contact():
+            dist.barrier()
+
+
+def gathered(value: T) -> list[T]:
+    """The value of every rank, in their order, on every rank."""
+    here = world()
+    if here.size == 1:
+        return [value]
+    values: list[Any] = [None] * here.size
+    with _contact():
+        dist.all_gather_object(values, value)
+    return values
+
+
+def take_from_main(tensors: Mapping[str, Tensor]) -> None:
+    """Give every rank the tensors of rank 0, in place."""
+    if world().size > 1:
+        with _contact(), torch.no_grad():
+            for tensor in tensors.values():
+                whole = tensor.contiguous()
+                dist.broadcast(whole, src=0)
+                if whole.data_ptr() != tensor.data_ptr():
+                    tensor.copy_(whole)
+
+
+def average_gradients(parameters: Iterable[nn.Parameter], samples: int, numbers: Sequence[float] = ()) -> list[float]:
+    """Make the gradients of all ranks their mean, and `numbers` too, weighted by `samples`: one all-reduce for all.
+
+    Each rank has computed the mean over its own share of a batch, which holds `samples`; afterwards every rank has the
+    mean over the whole batch. A parameter without a gradient on every rank keeps none. Alone this does nothing.
+    """
+    if world().size == 1:
+        return list(numbers)
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    sizes = [parameter.numel() for parameter in trained]
+    total = sum(sizes)
+    dtype = torch.float32
+    for parameter in trained:
+        dtype = torch.promote_types(dtype, parameter.dtype)
+    device = trained[0].device if trained else torch.device("cpu")
+    tail = [float(parameter.grad is not None) for parameter in trained] + [*numbers, 1.0]
+    flat = torch.zeros(total + len(tail), dtype=dtype, device=device)
+    slots = [
+        slot.view(parameter.shape) for slot, parameter in zip(torch.split(flat[:total], sizes), trained, strict=True)
+    ]
+    with torch.no_grad():
+        for slot, parameter in zip(slots, trained, strict=True):
+            if parameter.grad is not None:
+                slot.copy_(parameter.grad)
+        flat[total:] = torch.tensor(tail, dtype=dtype)
+        flat.mul_(samples)
+        with _contact():
+            dist.all_reduce(flat)
+        *means, count = flat[total:].tolist()
+        flat.div_(count)
+        for slot, parameter, present in zip(slots, trained, means, strict=False):
+            if present <= 0:
+                continue
+            if parameter.grad is None:
+                parameter.grad = slot.to(parameter.dtype).clone()
+            else:
+                parameter.grad.copy_(slot)
+    return [mean / count for mean in means[len(trained) :]]
+
+
+def samples_of(inputs: Any) -> int:
+    """How many samples a batch of inputs holds: the length of its first tensor."""
+    return next((leaf.shape[0] for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor) and leaf.ndim), 1)
+
+
+def share_of(batch: Any, here: World) -> Any:
+    """This rank's part of a batch: every `size`-th sample of each tensor in it, beginning with its own."""
+    if here.size == 1:
+        return batch
+    count = samples_of(batch)
+    if count < here.size:
+        raise DataError(f"a batch of {count} cannot be shared by {here.size} processes; raise batch_size")
+    return tree_map(
+        lambda leaf: leaf[here.rank :: here.size] if isinstance(leaf, Tensor) and leaf.ndim else leaf, batch
+    )
+
+
+@contextmanager
+def _contact() -> Iterator[None]:
+    """A lost process is a line for people, not a traceback of sockets."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, ValueError) as error:  # DistBackendError and the like are RuntimeErrors
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise RunError(
+            f"lost contact with the other processes of this job ({first[:160]}); one was killed or failed: run the "
+            "same command again to go on from the last checkpoint (torchrun --max-restarts does it by itself)"
+        ) from error

@@ -1,0 +1,213 @@
+"""Optimizers and schedules by name: torch's own, and timm's."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from autoslim.errors import ConfigError, nearest
+from autoslim.recipe import SCHEDULES, Recipe
+
+Schedule = Callable[[int], Mapping[str, Any]]  # the step, counted from 0 -> options of every parameter group
+
+_NO_OPTIMIZERS = {"lbfgs": "it wants to compute the loss several times a step", "sparseadam": "gradients are dense"}
+_PER_BATCH = ("OneCycleLR", "CyclicLR")  # the others of torch are stepped once per epoch, as in its documentation
+_NO_SCHEDULES = {
+    "LRScheduler": "it is a base class",
+    "ReduceLROnPlateau": "it waits for a figure to get worse, and a run that resumes has to repeat itself",
+    "LambdaLR": "it needs a Python function",
+    "MultiplicativeLR": "it needs a Python function",
+    "SequentialLR": "it needs other schedulers",
+    "ChainedScheduler": "it needs other schedulers",
+}
+
+
+def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """The optimizer of a recipe; `ConfigError` for a name or an option that there is not.
+
+    Weight decay on matrices and convolution kernels only: not on depthwise ones, normalisation or biases.
+    """
+    return _build([group for group in _groups(model, recipe.weight_decay) if group["params"]], recipe)
+
+
+def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    depthwise = {
+        id(module.weight)
+        for module in model.modules()
+        if isinstance(module, nn.modules.conv._ConvNd) and module.groups > 1 and module.weight.shape[1] == 1
+    }
+    decayed: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            (decayed if parameter.ndim > 1 and id(parameter) not in depthwise else others).append(parameter)
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+
+
+def _build(groups: list[dict[str, Any]], recipe: Recipe) -> torch.optim.Optimizer:
+    source, _, name = recipe.optimizer.rpartition(":")
+    options = {key: tuple(value) if isinstance(value, list) else value for key, value in recipe.optimizer_args.items()}
+    for key in ("lr", "weight_decay", "momentum", "nesterov"):
+        if key in options:
+            raise ConfigError(f"optimizer_args.{key}: {key} is a key of the recipe itself, beside optimizer")
+    try:
+        if source == "timm":
+            return _timm_optimizer(name, groups, recipe, options)
+        if source in ("", "torch"):
+            return _torch_optimizer(name, groups, recipe, options)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"optimizer {recipe.optimizer!r} cannot be used: {_line(error)}") from error
+    raise ConfigError(f"optimizer {recipe.optimizer!r}: write a name of torch.optim, or timm:NAME")
+
+
+def _torch_optimizer(
+    name: str, groups: list[dict[str, Any]], recipe: Recipe, options: dict[str, Any]
+) -> torch.optim.Optimizer:
+    known = {
+        name.lower(): kind
+        for name, kind in vars(torch.optim).items()
+        if inspect.isclass(kind) and issubclass(kind, torch.optim.Optimizer) and kind is not torch.optim.Optimizer
+    }
+    name = name.lower()
+    if name in _NO_OPTIMIZERS:
+        raise ConfigError(f"optimizer {name!r} cannot be used: {_NO_OPTIMIZERS[name]}; adamw would work")
+    if name not in known:
+        usable = [each for each in known if each not in _NO_OPTIMIZERS]
+        raise ConfigError(f"no optimizer {recipe.optimizer!r}; {nearest(name, usable)}")
+    taken = inspect.signature(known[name]).parameters
+    for key in options:
+        if key not in taken:
+            raise ConfigError(f"optimizer_args: {name} has no option {key!r}; {nearest(key, set(taken) - {'params'})}")
+    if "weight_decay" not in taken and recipe.weight_decay:
+        raise ConfigError(f"optimizer {name!r} has no weight decay; set weight_decay=0")
+    own = {"momentum": recipe.momentum, "nesterov": recipe.nesterov and recipe.momentum > 0}
+    options |= {key: value for key, value in own.items() if key in taken}
+    make: Callable[..., torch.optim.Optimizer] = known[name]
+    return make(groups, lr=recipe.lr, **options)
+
+
+def _timm_optimizer(
+    name: str, groups: list[dict[str, Any]], recipe: Recipe, options: dict[str, Any]
+) -> torch.optim.Optimizer:
+    try:
+        timm = importlib.import_module("timm.optim")
+    except ImportError:
+        raise ConfigError(f"optimizer {recipe.optimizer!r} needs timm: pip install 'autoslim[timm]'") from None
+    known = [str(each) for each in timm.list_optimizers()]
+    if name.lower().removeprefix("lookahead_") not in known:
+        raise ConfigError(f"no optimizer {recipe.optimizer!r}; {nearest(name, known)}")
+    made: torch.optim.Optimizer = timm.create_optimizer_v2(
+        groups, opt=name.lower(), lr=recipe.lr, weight_decay=recipe.weight_decay, momentum=recipe.momentum, **options
+    )
+    return made
+
+
+def make_schedule(recipe: Recipe, steps_per_epoch: int) -> Schedule:
+    """The schedule of a recipe as a function of the step; `ConfigError` for a name or an option that there is not.
+
+    Our own and timm's go step by step. Those of torch are stepped after each epoch, with arguments in epochs, as its
+    documentation does; OneCycleLR and CyclicLR after each step. Where they need to know how long the training is
+    (`T_max`, `total_steps`), they are told.
+    """
+    if recipe.schedule in SCHEDULES:
+        if recipe.schedule_args:
+            raise ConfigError(f"schedule_args: the schedule {recipe.schedule!r} has no options")
+        return lambda step: {"lr": recipe.learning_rate(step, steps_per_epoch)}
+    return _NamedSchedule(recipe, steps_per_epoch)
+
+
+class _NamedSchedule:
+    """A scheduler of torch or timm, on an optimizer of its own; asked for a step it walks there."""
+
+    def __init__(self, recipe: Recipe, steps_per_epoch: int) -> None:
+        self._recipe, self._steps_per_epoch = recipe, steps_per_epoch
+        self._warmup = math.ceil(recipe.warmup_epochs * steps_per_epoch)
+        self._begin()
+
+    def __call__(self, step: int) -> Mapping[str, Any]:
+        warming = self._recipe.warmup_rate(step, self._steps_per_epoch)
+        if warming is not None:
+            return {"lr": warming}
+        target = (step - self._warmup) // self._every
+        if target < self._position:
+            self._begin()
+        with (
+            warnings.catch_warnings()
+        ):  # torch warns of schedules stepped without their optimizer; ours has nothing to do
+            warnings.filterwarnings("ignore", ".*lr_scheduler.step.*", UserWarning)
+            while self._position < target:
+                self._position += 1
+                self._walk(self._position)
+        group = self._optimizer.param_groups[0]
+        return {key: group[key] for key in ("lr", "momentum", "betas") if key in group}
+
+    def _begin(self) -> None:
+        self._optimizer = _build([{"params": [nn.Parameter(torch.zeros(1, 1))]}], self._recipe)
+        source, _, name = self._recipe.schedule.rpartition(":")
+        options, self._position = dict(self._recipe.schedule_args), 0
+        try:
+            if source == "timm":
+                self._every, self._walk = 1, self._timm(name, options)
+            elif source in ("", "torch"):
+                self._every, self._walk = self._torch(name, options)
+            else:
+                raise ConfigError(
+                    f"schedule {self._recipe.schedule!r}: write {', '.join(SCHEDULES)}, torch:NAME or timm:NAME"
+                )
+        except (TypeError, ValueError, KeyError, ZeroDivisionError) as error:
+            raise ConfigError(f"schedule {self._recipe.schedule!r} cannot be used: {_line(error)}") from error
+
+    def _torch(self, name: str, options: dict[str, Any]) -> tuple[int, Callable[[int], object]]:
+        module = torch.optim.lr_scheduler
+        known = {
+            key: kind
+            for key, kind in vars(module).items()
+            if inspect.isclass(kind) and issubclass(kind, module.LRScheduler) and not key.startswith("_")
+        }
+        name = {key.lower(): key for key in known}.get(name.lower(), name)
+        if name not in known:
+            usable = {*SCHEDULES, *(f"torch:{key}" for key in known if key not in _NO_SCHEDULES)}
+            raise ConfigError(f"no schedule {self._recipe.schedule!r}; {nearest(self._recipe.schedule, usable)}")
+        if name in _NO_SCHEDULES:
+            raise ConfigError(f"schedule {name!r} cannot be used: {_NO_SCHEDULES[name]}")
+        taken = inspect.signature(known[name]).parameters
+        for key in options:
+            if key not in taken:
+                names = set(taken) - {"optimizer", "last_epoch"}
+                raise ConfigError(f"schedule_args: {name} has no option {key!r}; {nearest(key, names)}")
+        every = 1 if name in _PER_BATCH else self._steps_per_epoch
+        left = max(1, self._recipe.epochs * self._steps_per_epoch - self._warmup)
+        known_length = {"T_max": max(1, round(left / every)), "total_steps": left, "max_lr": self._recipe.lr}
+        if name in ("OneCycleLR", "CosineAnnealingLR"):
+            options = {key: value for key, value in known_length.items() if key in taken} | options
+        scheduler = known[name](self._optimizer, **options)
+        return every, lambda position: scheduler.step()
+
+    def _timm(self, name: str, options: dict[str, Any]) -> Callable[[int], object]:
+        try:
+            timm = importlib.import_module("timm.scheduler")
+        except ImportError:
+            raise ConfigError(f"schedule {self._recipe.schedule!r} needs timm: pip install 'autoslim[timm]'") from None
+        known = ("cosine", "tanh", "step", "multistep", "poly")
+        if name not in known:
+            raise ConfigError(f"no schedule {self._recipe.schedule!r}; {nearest(name, known)}")
+        options = {
+            "num_epochs": max(1, round(self._recipe.epochs - self._recipe.warmup_epochs)),
+            "warmup_lr": 0.0,
+            "step_on_epochs": False,
+            "updates_per_epoch": self._steps_per_epoch,
+            **options,
+        }
+        scheduler, _ = timm.create_scheduler_v2(self._optimizer, sched=name, **options)
+        return lambda position: scheduler.step_update(position)
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

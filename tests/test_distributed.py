@@ -1,0 +1,228 @@
+"""Two processes on CPU stand for many GPUs: what they compute together is what one computes alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import autoslim
+import ranks
+from autoslim.errors import DataError
+from autoslim.launch import launched
+from test_pipeline import artefacts, config, run
+
+__all__ = ["config"]
+HERE = Path(__file__).parent
+ENVIRONMENT = os.environ | {
+    "PYTHONPATH": os.pathsep.join([str(Path(autoslim.__file__).parents[1]), str(HERE)]),
+    "OMP_NUM_THREADS": "1",
+}
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port: int = one.getsockname()[1]
+        return port
+
+
+def together(count: int, *arguments: str) -> list[subprocess.Popen[str]]:
+    """Start ranks as a launcher would."""
+    port = str(free_port())
+    processes = []
+    for rank in range(count):
+        variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
+        environment = ENVIRONMENT | {key: str(value) for key, value in variables.items()}
+        environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        processes.append(
+            subprocess.Popen(
+                [sys.executable, *arguments],
+                env=environment,
+                text=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+            )
+        )
+    return processes
+
+
+def case(name: str, tmp_path: Path, count: int = 2) -> Any:
+    path = tmp_path / f"{name}.json"
+    processes = together(count, str(HERE / "ranks.py"), name, str(path))
+    outputs = [process.communicate(timeout=300) for process in processes]
+    assert [process.returncode for process in processes] == [0] * count, outputs
+    return json.loads(path.read_text())
+
+
+def close(one: Any, other: Any, tolerance: float = 1e-9) -> bool:
+    return torch.allclose(torch.tensor(one).double(), torch.tensor(other).double(), rtol=tolerance, atol=tolerance)
+
+
+def test_gradients_are_those_of_one_process_on_the_joined_batch_by_one_all_reduce(tmp_path: Path) -> None:
+    found = case("gradients", tmp_path)
+    alone = ranks.supernet()
+    ((images, targets),) = ranks.batches(1)
+    losses = autoslim.sandwich_backward(alone, images, targets, loss=nn.functional.cross_entropy, rng=random.Random(3))
+    for name, parameter in alone.named_parameters():
+        assert parameter.grad is not None
+        assert close(found["gradients"][name], parameter.grad.tolist()), name
+    assert found["losses"] == pytest.approx(losses, abs=1e-9)
+    (size,) = found["reduced"]  # once for the four nets, with a few numbers beside the gradients
+    assert found["parameters"] < size < found["parameters"] + 30
+
+
+def test_training_is_that_of_one_process_and_ranks_draw_widths_of_their_own(tmp_path: Path) -> None:
+    found = case("training", tmp_path)
+    model, recipe = ranks.net(), autoslim.Recipe(epochs=2, lr=0.05, accumulate=2, clip_norm=1.0)
+    logs = list(autoslim.retrain(model, ranks.batches(5), recipe, seed=3))
+    assert found["losses"] == pytest.approx([log.losses["loss"] for log in logs], abs=1e-9)
+    assert all(close(found["weights"][name], p.tolist()) for name, p in model.named_parameters())
+    first, second = found["drawn"]
+    assert first != second
+    assert found["shared"][0] == found["shared"][1]
+    assert found["statistics"][0] == found["statistics"][1]  # running statistics of rank 0
+
+
+def test_a_loss_that_is_no_number_or_a_signal_on_one_rank_is_so_on_all(tmp_path: Path) -> None:
+    found = case("nan_on_one_rank", tmp_path)
+    assert found["skipped"] == [1, 1]
+    assert found["weights"][0] == found["weights"][1]
+
+
+def test_the_search_takes_the_path_of_one_process_on_every_rank(tmp_path: Path) -> None:
+    found = case("search", tmp_path)
+    alone, images, seen = ranks.searched(), ranks.batches(7, 30, torch.float32), set()
+    for name, kind in (
+        ("exhaustive", autoslim.Judge),
+        ("reuse", autoslim.ReuseJudge),
+        ("racing", autoslim.RacingJudge),
+    ):
+        for rule in ("score", "score-per-cost"):
+            judge = kind(alone, images, also="accuracy")
+            steps = autoslim.greedy_slim(alone.space, judge, autoslim.MacCost(alone.space), ["30%"], rule=rule)
+            path = [[step.group, step.cost, step.score, *judge.also_of(step.widths)] for step in steps]
+            assert len(path) > 3
+            seen |= {step[-1] for step in path}
+            assert found["paths"][f"{name} {rule}"] == path  # to the bit, and on as many images
+    assert all(paths == found["paths"] for paths in found["all"])
+    assert min(seen) < 210  # racing decided steps before the last batch, and in the middle of a round too
+
+
+def test_shares_are_disjoint_and_whole() -> None:
+    ((images, targets),) = ranks.batches(1, 7)
+    parts = [ranks.share_of((images, targets), autoslim.distributed.World(rank, 3)) for rank in range(3)]
+    assert sorted(len(part[1]) for part in parts) == [2, 2, 3]
+    assert torch.equal(torch.cat([part[0] for part in parts]).sum(0), images.sum(0)) or torch.allclose(
+        torch.cat([part[0] for part in parts]).sum(0), images.sum(0)
+    )
+    with pytest.raises(DataError, match="cannot be shared by 9"):
+        ranks.share_of((images, targets), autoslim.distributed.World(0, 9))
+    from autoslim.data import Batches, ImageSet
+
+    data = ImageSet(torch.arange(20, dtype=torch.uint8).view(20, 1, 1, 1), torch.arange(20))
+    whole = Batches(data, 6, mean=[0], std=[1], shuffle=True, drop_last=True, seed=5)
+    shares = [
+        Batches(data, 6, mean=[0], std=[1], shuffle=True, drop_last=True, seed=5, share=(rank, 4)) for rank in range(4)
+    ]
+    assert len(whole) == len(shares[1])
+    for batch, *parts in zip(whole, *shares, strict=True):
+        assert sorted(torch.cat([labels for _, labels in parts]).tolist()) == sorted(batch[1].tolist())
+
+
+def test_a_broken_environment_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert launched().size == 1
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(autoslim.AutoSlimError, match="RANK is missing"):
+        launched()
+
+
+# --- whole runs ---------------------------------------------------------------------------------------------------
+
+
+def cli(count: int, *arguments: object) -> list[subprocess.Popen[str]]:
+    return together(count, "-m", "autoslim", *(str(argument) for argument in arguments))
+
+
+def finished(processes: list[subprocess.Popen[str]]) -> tuple[list[int], list[tuple[str, str]]]:
+    outputs = [process.communicate(timeout=400) for process in processes]
+    return [process.returncode for process in processes], outputs
+
+
+def wait_for_epochs(root: Path, count: int, processes: list[subprocess.Popen[str]]) -> None:
+    log = root / "train.jsonl"
+    for _ in range(4000):
+        if log.exists() and len(log.read_text().splitlines()) >= count:
+            return
+        assert all(process.poll() is None for process in processes), [p.communicate() for p in processes]
+        time.sleep(0.02)
+    raise AssertionError("no epoch was finished")
+
+
+def test_a_run_of_two_ends_as_it_would_have_without_a_lost_process_and_may_go_on_alone(
+    config: Path, in_tmp: Path
+) -> None:
+    options = ["--set", "train.epochs=6", "--set", "slim.batch_size=50"]
+    codes, outputs = finished(cli(2, "run", config, *options, "--run-dir", "whole"))
+    assert codes == [0, 0], outputs
+    assert outputs[1] == ("", "")  # rank 0 alone speaks
+    assert "2 processes share the work" in outputs[0][1]
+    whole = artefacts(in_tmp / "whole")
+    assert len(whole["train"]) == 6 + 4 * 2
+
+    processes = cli(2, "run", config, *options, "--run-dir", "lost")
+    wait_for_epochs(in_tmp / "lost", 2, processes)
+    processes[1].kill()
+    codes, outputs = finished(processes)
+    assert codes[0] == 2
+    (line,) = [line for line in outputs[0][1].splitlines() if line.startswith("error: ")]
+    assert "lost contact with the other processes" in line
+    assert "run the same command again" in line
+    codes, outputs = finished(cli(2, "run", config, *options, "--run-dir", "lost"))
+    assert codes == [0, 0], outputs
+    assert artefacts(in_tmp / "lost") == whole
+
+    # asked to stop in the middle, on one rank only; and going on with another number of processes
+    processes = cli(2, "run", config, *options, "--run-dir", "alone")
+    wait_for_epochs(in_tmp / "alone", 2, processes)
+    processes[1].send_signal(signal.SIGTERM)
+    codes, outputs = finished(processes)
+    assert codes == [143, 143], outputs
+    assert run("run", in_tmp / "alone") == 0
+    alone = artefacts(in_tmp / "alone")
+    assert [(line["stage"], line["epoch"]) for line in alone["train"]] == [
+        (line["stage"], line["epoch"]) for line in whole["train"]
+    ]
+    assert alone["train"][:2] == whole["train"][:2]
+
+
+@pytest.mark.slow
+def test_torchrun_starts_lost_processes_again_from_the_last_checkpoint(config: Path, in_tmp: Path) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "2"]
+    command += ["--master-port", str(free_port()), "-m", "autoslim", "run", str(config), "--set", "train.epochs=8"]
+    process = subprocess.Popen(
+        [*command, "--run-dir", "again"], env=ENVIRONMENT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    wait_for_epochs(in_tmp / "again", 2, [process])
+    import psutil
+
+    workers = [p for p in psutil.Process(process.pid).children() if "autoslim" in " ".join(p.cmdline())]
+    assert len(workers) == 2
+    workers[1].kill()
+    _, err = process.communicate(timeout=400)
+    assert process.returncode == 0, err
+    assert "continues after epoch" in err
+    lines = [json.loads(line) for line in (in_tmp / "again" / "train.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines if line["stage"] == "supernet"] == list(range(1, 9))
+    assert (in_tmp / "again" / "results.json").exists()
