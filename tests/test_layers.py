@@ -16,10 +16,10 @@ SOURCE = Path(autoslim.__file__).parent
 LAYERS = [
     ["_version", "errors", "progress", "files"],
     ["space", "recipe", "published"],
-    ["cost", "tables", "slim", "report"],
+    ["cost", "batching", "tables", "slim", "report"],
     ["atoms", "sizes", "slicing"],
     ["shortcuts", "recorder", "rules", "lifetimes", "tracing"],
-    ["losses", "supernet", "switchable", "calibrate", "reuse", "judge", "sorting"],
+    ["losses", "supernet", "switchable", "calibrate", "reuse", "screening", "judge", "sorting"],
     ["importing", "zoo", "models", "data", "train", "export", "runtimes", "latency"],
     ["config", "run", "path", "terminal"],
     ["inspection", "systems", "pipeline", "cli"],

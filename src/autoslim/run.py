@@ -56,6 +56,11 @@ class Run:
         """One line per greedy step."""
         return self.root / "slim.jsonl"
 
+    @property
+    def batches(self) -> Path:
+        """The batches of the search, once it has begun: other ones would give other scores."""
+        return self.root / "batches.json"
+
     def exchange_log(self, budget: str) -> Path:
         """One line per exchange of bins after the greedy steps."""
         return self.subnet(budget) / "exchange.jsonl"
