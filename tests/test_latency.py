@@ -131,6 +131,8 @@ def test_csv_round_trip_and_what_a_phone_may_send(tmp_path: Path) -> None:
     assert again.to_csv() == table.to_csv()
     bare = LatencyTable.from_csv("widths,ms,operator\n16 8,0.25,conv 1x1\n,1.5,fixed\n")
     assert bare.rows == (LatencyRow("conv 1x1", (16, 8), 0.25), LatencyRow("fixed", (), 1.5))
+    spreadsheet = "\ufeff# device: a phone\r\nOperator, Widths, Ms\r\nconv 1x1, 16 8, 0.25\r\nfixed,,1.5\r\n,,\r\n"
+    assert LatencyTable.from_csv(spreadsheet) == LatencyTable(bare.rows, {"device": "a phone"})
 
 
 @pytest.mark.parametrize(
@@ -145,6 +147,8 @@ def test_csv_round_trip_and_what_a_phone_may_send(tmp_path: Path) -> None:
         ("operator,widths,ms\nconv,8 0,1\n", "line 2: an operator needs"),
         ("operator,widths,ms\nconv,8 8,nan\n", "line 2: an operator needs"),
         ("operator,widths,ms\nconv,8 8,-1\n", "line 2: an operator needs"),
+        ("operator;widths;ms\nconv;8 8;1\n", "columns are separated by commas"),
+        ("operator,widths,ms\nconv,8 8,0,21\n", "line 2: 4 cells for 3 columns"),
     ],
 )
 def test_a_csv_that_cannot_be_read_names_the_line(text: str, expected: str) -> None:

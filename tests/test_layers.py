@@ -16,10 +16,21 @@ SOURCE = Path(autoslim.__file__).parent
 LAYERS = [
     ["_version", "errors", "progress", "files", "launch", "interruption"],
     ["space", "recipe", "published"],
-    ["cost", "tables", "slim", "report"],
+    ["cost", "batching", "tables", "slim", "report"],
     ["atoms", "sizes", "slicing"],
     ["shortcuts", "recorder", "rules", "lifetimes", "tracing"],
-    ["distributed", "losses", "supernet", "switchable", "calibrate", "replay", "reuse", "judge", "sorting"],
+    [
+        "distributed",
+        "losses",
+        "supernet",
+        "switchable",
+        "calibrate",
+        "replay",
+        "reuse",
+        "screening",
+        "judge",
+        "sorting",
+    ],
     [
         "importing",
         "zoo",

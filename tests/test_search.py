@@ -6,17 +6,21 @@ import random
 from collections.abc import Mapping
 
 import pytest
+import torch
+from torch import nn
 
 from autoslim import (
     Budget,
     ChannelGroup,
     ChannelSpace,
     JointCost,
+    MacCost,
     SlimStep,
     Widths,
     exchange_bins,
     greedy_slim,
     resolve_budget,
+    trace,
     uniform_like,
     widths_within,
 )
@@ -177,6 +181,10 @@ def test_a_budget_out_of_reach_is_refused_before_anything_is_judged() -> None:
         ("peak_memory<=2MB", "peak_memory", 2e6, False),
         ("peak_memory<=512KiB", "peak_memory", 524288.0, False),
         ("latency_ms<=60%", "latency_ms", 0.6, True),
+        ("macs ≤ 50%", "macs", 0.5, True),
+        ("Peak memory<=2MB", "peak_memory", 2e6, False),
+        ("peak-memory = 2MB", "peak_memory", 2e6, False),
+        ("latency_ms<=5e-1", "latency_ms", 0.5, False),
     ],
 )
 def test_budgets_are_read(text: str, metric: str, amount: float, is_share: bool) -> None:
@@ -203,11 +211,49 @@ def test_budgets_are_read(text: str, metric: str, amount: float, is_share: bool)
         ("macs<=8MB", "no unit 'MB'; use K, M or G"),
         ("peak_memory<=8Mb/s", "write 300M"),
         ("peak_memory<=8mW", "use KB, MB or MiB"),
+        ("macs>=50%", "write macs<=50%: a budget is an upper limit"),
+        ("params < 4M", "write params<=4M"),
+        ("peak_memroy<=2MB", "did you mean 'peak_memory'"),
+        ("1,000,000", "commas separate limits"),
     ],
 )
 def test_budgets_that_cannot_be_read_say_what_would_work(text: str, expected: str) -> None:
     with pytest.raises(BudgetError, match=expected):
-        Budget.parse(text)
+        Budget.parse_all(text)
+
+
+@pytest.mark.parametrize(
+    ("given", "budget", "expected"),
+    [
+        ("macs", "params=50%", "is on params and the cost given counts macs"),
+        ("macs", "latency_ms<=8", "is on latency_ms and the cost given counts macs"),
+        ("ms", "macs<=50%", "is on macs and the cost given counts latency_ms"),
+        ("macs", "macs<=50%, params<=50%", "resolve_budget"),
+        ("macs", "50", "did you mean 50%"),
+        ("macs", "0.5", "did you mean 0.5x"),
+        ("macs", float("nan"), "is no number"),
+        ("nothing", "50%", "a cost must give a number for widths; this one gave None"),
+    ],
+)
+def test_a_budget_that_does_not_fit_the_cost_is_named(given: str, budget: float | str, expected: str) -> None:
+    class Milliseconds:
+        unit = "ms"
+
+        def __call__(self, widths: Mapping[str, int]) -> float:
+            return float(sum(widths.values()))
+
+    net = nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 4, 3))
+    space = trace(net, torch.zeros(1, 3, 8, 8))
+    costs = {"macs": MacCost(space), "ms": Milliseconds(), "nothing": lambda widths: None}
+    with pytest.raises(BudgetError, match=expected):
+        greedy_slim(space, lambda widths: 0.0, costs[given], [budget])  # type: ignore[arg-type]
+
+
+def test_one_budget_needs_no_list_and_any_callable_is_a_cost() -> None:
+    for budget in ("50%", 44.5):
+        assert [step.group for step in greedy_slim(SPACE, likes_b, cost, budget)] == ["a", "a", "a"]
+    named = list(greedy_slim(SPACE, likes_b, cost, ["params<=50%"]))  # what a user's own callable counts is not known
+    assert named == list(greedy_slim(SPACE, likes_b, cost, ["50%"]))
 
 
 COSTS = {"macs": cost, "params": lambda widths: float(sum(widths.values()))}

@@ -13,6 +13,7 @@ from autoslim._version import __version__ as __version__
 if TYPE_CHECKING:
     from autoslim import distributed as distributed
     from autoslim import zoo as zoo
+    from autoslim.batching import fit_batches as fit_batches
     from autoslim.calibrate import batch_statistics as batch_statistics
     from autoslim.calibrate import recalibrate_batchnorm as recalibrate_batchnorm
     from autoslim.config import Config as Config
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from autoslim.recipe import RetrainRecipe as RetrainRecipe
     from autoslim.recipe import SupernetRecipe as SupernetRecipe
     from autoslim.report import render_report as render_report
+    from autoslim.screening import promising as promising
     from autoslim.slicing import active_attributes as active_attributes
     from autoslim.slicing import active_tensors as active_tensors
     from autoslim.slicing import extract as extract
@@ -66,6 +68,7 @@ if TYPE_CHECKING:
     from autoslim.train import train_supernet as train_supernet
 
 _HOMES = {
+    "batching": ("fit_batches",),
     "calibrate": ("batch_statistics", "recalibrate_batchnorm"),
     "config": ("Config", "load_config"),
     "cost": ("Budget", "JointCost", "MacCost", "MemoryCost", "ParamCost", "PeakMemoryCost", "resolve_budget"),
@@ -76,6 +79,7 @@ _HOMES = {
     "losses": ("alpha_divergence", "soft_cross_entropy"),
     "recipe": ("Recipe", "RetrainRecipe", "SupernetRecipe"),
     "report": ("render_report",),
+    "screening": ("promising",),
     "slicing": ("active_attributes", "active_tensors", "extract", "run_subnet"),
     "slim": ("exchange_bins", "greedy_slim", "uniform_like", "widths_within"),
     "sorting": ("first_order", "sort_channels"),

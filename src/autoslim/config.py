@@ -88,7 +88,10 @@ class SlimConfig(_Strict):
     groups afterwards, while that helps (see `exchange_bins`). `judge`: "exhaustive" runs every candidate on all images;
     "reuse" gives the same scores, and computes only what is not the same in the candidates of a step, of which it keeps
     up to `keep_gb` gigabytes; "racing" does that and drops candidates, batch by batch, that cannot win any more: a step
-    goes wrong by that with a probability below `1 - confidence` (see `RacingJudge`).
+    goes wrong by that with a probability below `1 - confidence` (see `RacingJudge`). `memory_gb`: gigabytes that the
+    search may take beside the images; batches become smaller than `batch_size`, and less is kept, where they would not
+    suffice (see `fit_batches`). `screen`: look only at so many candidates of a step, those whose loss rises least by
+    the estimate of one backward pass (see `promising`).
     """
 
     budgets: Annotated[tuple[str, ...], Field(min_length=1)] = ("50%", "25%")
@@ -100,6 +103,8 @@ class SlimConfig(_Strict):
     judge: Literal["racing", "reuse", "exhaustive"] = "racing"
     confidence: Annotated[float, Field(gt=0, le=1)] = 0.95
     keep_gb: Annotated[float, Field(ge=0)] = 2.0
+    memory_gb: Annotated[float, Field(gt=0)] | None = None
+    screen: Annotated[int, Field(ge=1)] | None = None
 
     @property
     def step_rule(self) -> str:

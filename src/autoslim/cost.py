@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -194,10 +195,15 @@ class Budget:
         Raises `BudgetError` with what would work.
         """
         text = str(text).strip()
-        match = re.fullmatch(r"(?:([A-Za-z_ ]+?)\s*(?:<=|=|:)\s*)?([0-9.]+(?:[eE][0-9]+)?)\s*([A-Za-z%]*)", text)
+        match = re.fullmatch(r"(?:([^<>=:≤≥]+?)\s*(<=|≤|=|:)\s*)?([0-9.]+(?:[eE][+-]?[0-9]+)?)\s*([A-Za-z%]*)", text)
         if match is None:
-            raise BudgetError(f"cannot read the budget {text!r}; write 300M, 0.5x or 50%, or params=4M, latency_ms<=8")
-        metric, number, unit = (match.group(1) or "macs").strip().lower(), match.group(2), match.group(3)
+            other = re.fullmatch(r"([A-Za-z_ -]+?)\s*(<|>|>=|≥|==|=<|<==)\s*([0-9.].*)", text)
+            meant = f"{other.group(1)}<={other.group(3)}: a budget is an upper limit" if other else ""
+            raise BudgetError(
+                f"cannot read the budget {text!r}; write {meant or '300M, 0.5x or 50%, or params=4M, latency_ms<=8'}"
+            )
+        metric, number, unit = (match.group(1) or "macs").strip().lower(), match.group(3), match.group(4)
+        metric = re.sub(r"[\s-]+", "_", metric)
         metric = {"flops": "macs"}.get(metric, metric)
         if metric not in METRICS:
             raise BudgetError(f"budget {text!r}: no metric {metric!r}; {nearest(metric, [*METRICS, 'flops'])}")
@@ -213,6 +219,11 @@ class Budget:
     @classmethod
     def parse_all(cls, text: str) -> tuple[Budget, ...]:
         """Read one entry of a list of budgets: a limit, or several that must hold at once, `macs<=50%, params<=2M`."""
+        if re.search(r"\d\s*,\s*\d", str(text)):
+            raise BudgetError(
+                f"cannot read the budget {str(text)!r}: commas separate limits, as in 'macs<=50%, params<=2M'; write "
+                "an amount without them (1000000, 1M), and each limit after the first with its metric"
+            )
         budgets = tuple(cls.parse(part) for part in str(text).split(","))
         metrics = [budget.metric for budget in budgets]
         for metric in metrics:
@@ -225,19 +236,44 @@ class Budget:
 
         Raises `BudgetError` if the smallest net is not within it, or the full net already is, unless that may be.
         """
-        most, least = cost(space.full()), cost(space.smallest())
+        most, least = _number(cost, space.full()), _number(cost, space.smallest())
         limit = self.amount * most if self.is_share else self.amount
         unit = getattr(cost, "unit", "")
+        if math.isnan(limit):
+            raise BudgetError(f"budget {self.text!r} is no number; write an amount, or a share such as 50%")
         if limit < least:
             raise BudgetError(
                 f"budget {self.text!r} ({readable(limit)} {unit}) cannot be reached: the smallest net of this space "
-                f"has {readable(least)} ({least / most:.1%}); allow smaller widths (min_ratio, divisor) or raise it"
+                f"has {readable(least)} ({least / most:.1%}); {self._share_meant(unit)}allow smaller widths "
+                "(min_ratio, divisor) or raise it"
             )
         if limit > most and not may_be_slack:
             raise BudgetError(
                 f"budget {self.text!r} ({readable(limit)} {unit}) is above the full net, which has {readable(most)}"
             )
         return limit
+
+    def _share_meant(self, unit: str) -> str:
+        """Nobody wants a net of 50 multiply-accumulates."""
+        bare = re.fullmatch(r"(?:.*[=:≤])?\s*([0-9.]+)", self.text)
+        if bare is None or unit not in _COUNTED or self.amount > 100:
+            return ""
+        return f"did you mean {bare.group(1)}{'x' if self.amount <= 1 else '%'}? If not, "
+
+
+_COUNTED = ("MACs", "parameters", "elements", "bytes")
+
+
+def _number(cost: Cost, widths: Mapping[str, int]) -> float:
+    """What a user's callable says of some widths, if it is a number."""
+    value = cost(widths)
+    try:
+        number = float(value)
+    except (TypeError, ValueError, RuntimeError):
+        number = math.nan
+    if math.isnan(number):
+        raise BudgetError(f"a cost must give a number for widths; this one gave {value!r} for {dict(widths)}")
+    return number
 
 
 def _scale(text: str, metric: str, unit: str) -> tuple[float, bool]:
@@ -259,6 +295,19 @@ def _scale(text: str, metric: str, unit: str) -> tuple[float, bool]:
         amounts = "KB, MB or MiB" if metric == "peak_memory" else "K, M or G"
         raise BudgetError(f"budget {text!r}: no unit {unit!r}; use {amounts} for an amount, x or % for a share")
     return multiples[unit.upper()], False
+
+
+def check_metric(budget: Budget, cost: Cost) -> None:
+    """`BudgetError` if a budget names another metric than the one that a cost of ours counts."""
+    named = budget.metric if re.search("[=:≤]", budget.text) else None
+    kinds = {metric: kind for metric, kind in COSTS.items() if isinstance(kind, type)}
+    counted = LATENCY if getattr(cost, "unit", "") == "ms" else None
+    counted = next((metric for metric, kind in kinds.items() if isinstance(cost, kind)), counted)
+    if named is not None and counted is not None and named != counted:
+        raise BudgetError(
+            f"budget {budget.text!r} is on {named} and the cost given counts {counted}; give the cost of {named}, or "
+            f"write {counted}<=..."
+        )
 
 
 def resolve_budget(text: str, space: ChannelSpace, costs: Mapping[str, Cost]) -> tuple[Cost, float]:

@@ -14,10 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from autoslim.batching import KEPT_BYTES
 from autoslim.calibrate import batch_statistics
 from autoslim.distributed import World, gathered, world
 from autoslim.errors import ConfigError, DataError, nearest
 from autoslim.reuse import Diverged, Reuse
+from autoslim.screening import promising
 from autoslim.slicing import run_subnet
 from autoslim.space import Widths
 from autoslim.supernet import Supernet
@@ -45,7 +47,6 @@ def negative_loss(output: Tensor, targets: Tensor) -> Tensor:
 
 
 SCORES: dict[str, Score] = {"accuracy": is_correct, "loss": negative_loss}
-KEPT_BYTES = 2 * 1024**3
 
 
 class Judge:
@@ -123,7 +124,8 @@ class ReuseJudge(Judge):
     """Gives the scores of `Judge`, to rounding; the nets of a greedy step share what they have in common (see `reuse`).
 
     `keep_bytes`: memory for what is kept of the current net while its candidates run; those for which it does not
-    suffice run as a whole. `reuse` says which groups can be reused.
+    suffice run as a whole. `reuse` says which groups can be reused. `screen`: look only at so many candidates of a
+    step, those that one backward pass on the first batch finds most promising (see `promising`).
     """
 
     def __init__(
@@ -134,10 +136,13 @@ class ReuseJudge(Judge):
         *,
         also: str | Score | None = None,
         keep_bytes: int = KEPT_BYTES,
+        screen: int | None = None,
         world: World | None = None,
     ) -> None:
         super().__init__(supernet, batches, score, also=also, world=world)
-        self.keep_bytes = keep_bytes
+        if screen is not None and screen < 1:
+            raise ConfigError(f"screen must be at least 1 candidate, or None for all, got {screen}")
+        self.keep_bytes, self.screen = keep_bytes, screen
 
     @cached_property
     def reuse(self) -> Reuse:
@@ -157,6 +162,9 @@ class ReuseJudge(Judge):
         The worth is the score or, with `savings`, the score lost per cost saved. Candidates that cannot be the best
         may be missing.
         """
+        if self.screen is not None:
+            score = negative_loss if self.score is is_correct else self.score  # a count of hits has no gradient
+            candidates = promising(self.supernet, widths, candidates, self.batches[0], score, self.screen, savings)
         found = {group: _Sums() for group in candidates}
         now, known = _Sums(), self._scores_of(widths)
         self.reuse.forget()
@@ -287,10 +295,11 @@ class RacingJudge(ReuseJudge):
         *,
         also: str | Score | None = None,
         keep_bytes: int = KEPT_BYTES,
+        screen: int | None = None,
         confidence: float = 0.95,
         world: World | None = None,
     ) -> None:
-        super().__init__(supernet, batches, score, also=also, keep_bytes=keep_bytes, world=world)
+        super().__init__(supernet, batches, score, also=also, keep_bytes=keep_bytes, screen=screen, world=world)
         if not 0 < confidence <= 1:
             raise ConfigError(f"confidence must lie above 0 and at most at 1, got {confidence}")
         self.confidence = confidence
@@ -421,17 +430,22 @@ class _Sums:
 
 
 def make_judge(
-    kind: str, supernet: Supernet, batches: Iterable[tuple[Any, Any]], score: str, confidence: float, keep_bytes: int
+    kind: str,
+    supernet: Supernet,
+    batches: Iterable[tuple[Any, Any]],
+    score: str,
+    confidence: float,
+    keep_bytes: int,
+    screen: int | None = None,
 ) -> Judge:
     """The judge of a run, by name; its second score is the accuracy, and the processes of a group share its work."""
     here = world()
     if kind == "exhaustive":
         return Judge(supernet, batches, score, also="accuracy", world=here)
     if kind == "reuse":
-        return ReuseJudge(supernet, batches, score, also="accuracy", keep_bytes=keep_bytes, world=here)
-    return RacingJudge(
-        supernet, batches, score, also="accuracy", keep_bytes=keep_bytes, confidence=confidence, world=here
-    )
+        return ReuseJudge(supernet, batches, score, also="accuracy", keep_bytes=keep_bytes, screen=screen, world=here)
+    options: dict[str, Any] = {"keep_bytes": keep_bytes, "screen": screen, "confidence": confidence}
+    return RacingJudge(supernet, batches, score, also="accuracy", world=here, **options)
 
 
 def _score(score: str | Score) -> Score:

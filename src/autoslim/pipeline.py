@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from autoslim.batching import Fit, fit_batches
 from autoslim.calibrate import recalibrate_batchnorm
 from autoslim.config import Config
 from autoslim.cost import LATENCY, Cost, JointCost, MacCost, costs_of, figures_of, resolve_budget, slimmable_share
@@ -70,6 +71,7 @@ class Job:
     costs: dict[str, Cost]
     budgets: list[Budgeted]  # from the highest limit on
     device: torch.device
+    fit: Fit  # batches of the search, and what may be kept of a pass
 
     @property
     def model(self) -> nn.Module:
@@ -109,18 +111,22 @@ class Job:
         """Training images for BatchNorm statistics, without augmentation."""
         order = torch.randperm(len(self.data.train), generator=torch.Generator().manual_seed(self.config.seed))
         chosen = self.data.train.subset(order[: self.config.calibration_images])
-        return [images for images, _ in self.batches(chosen, 250)]
+        return [images for images, _ in self.batches(chosen, self._within(250))]
 
     def held_out(self) -> list[tuple[Tensor, Tensor]]:
         """The images of the search in batches of about equal size, chosen once by the seed."""
         order = torch.randperm(len(self.data.holdout), generator=torch.Generator().manual_seed(self.config.seed))
         chosen = self.data.holdout.subset(order[: self.config.slim.images])
-        count = math.ceil(len(chosen) / self.config.slim.batch_size)
+        count = math.ceil(len(chosen) / self.fit.batch_size)
         return list(self.batches(chosen, math.ceil(len(chosen) / count)))
 
     def test(self) -> Batches:
         """The test images, never looked at by training or search."""
-        return self.batches(self.data.test, 500)
+        return self.batches(self.data.test, self._within(500))
+
+    def _within(self, size: int) -> int:
+        """A size of batches that memory may limit; the result does not depend on it."""
+        return size if self.config.slim.memory_gb is None else min(size, self.fit.batch_size)
 
     def example(self) -> Tensor:
         """One image, as costs and latencies are per image."""
@@ -173,7 +179,7 @@ def prepare(run: Run, progress: Progress) -> Job:
     kept = agreed(lambda: load_tensors(trained)[0] if trained.exists() else None)
     if kept is not None:
         load_unshared(net, kept)
-    job = Job(run, progress, data, net, every, space, costs, budgets, device)
+    job = Job(run, progress, data, net, every, space, costs, budgets, device, agreed(lambda: _fit(run, space)))
     for recipe in (config.train, config.retrain):
         batches = job.batches(data.train, recipe.batch_size, recipe)  # names what cannot be, as all of these do
         make_optimizer(net, recipe)
@@ -188,6 +194,21 @@ def prepare(run: Run, progress: Progress) -> Job:
         if latency is not None and not run.latency_table.exists():
             latency.table.save(run.latency_table)
     return job
+
+
+def _fit(run: Run, space: ChannelSpace) -> Fit:
+    """The batches that the search of a run was begun with, or those that its memory allows."""
+    if run.batches.exists():
+        record = read_json(run.batches)
+        return Fit(record["batch_size"], record["keep_bytes"])
+    slim = run.config.slim
+    keep = 0 if slim.judge == "exhaustive" else int(slim.keep_gb * 1e9)
+    if slim.memory_gb is None:
+        return Fit(slim.batch_size, keep)
+    try:
+        return fit_batches(space, slim.memory_gb * 1e9, batch_size=slim.batch_size, keep_bytes=keep)
+    except ConfigError as error:
+        raise ConfigError(f"slim.memory_gb={slim.memory_gb:g}: {error}") from None
 
 
 def _budgets(config: Config, space: ChannelSpace, costs: Mapping[str, Cost]) -> list[Budgeted]:
@@ -344,8 +365,15 @@ def slim_stage(job: Job) -> None:
     assert isinstance(job.net, Supernet)
     steps = agreed(lambda: read_path(job.run, job.space, job.costs["macs"]))
     images = job.held_out()
-    slim = job.config.slim
-    judge = make_judge(slim.judge, job.net, images, slim.score, slim.confidence, int(slim.keep_gb * 1e9))
+    slim, fit = job.config.slim, job.fit
+    if slim.memory_gb is not None and not job.run.batches.exists():
+        kept = (
+            f"up to {fit.keep_bytes / 1e9:.2g} GB of a pass are kept" if fit.keep_bytes else "nothing is kept of a pass"
+        )
+        job.progress.say(f"search: within {slim.memory_gb:g} GB, batches of {len(images[0][1])} images; {kept}")
+        if world().is_main:
+            write_json(job.run.batches, asdict(fit))
+    judge = make_judge(slim.judge, job.net, images, slim.score, slim.confidence, fit.keep_bytes, slim.screen)
     _load_race(job, judge, len(steps))
     start = steps[-1].widths if steps else job.space.full()
     cost = JointCost((budget.cost, budget.limit) for budget in job.budgets)

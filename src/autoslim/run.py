@@ -90,6 +90,11 @@ class Run:
         """What a race learned in so many steps; the one of the step before is kept, in case of a kill in between."""
         return self.root / f"race-{steps % 2}.safetensors"
 
+    @property
+    def batches(self) -> Path:
+        """The batches of the search, once it has begun: other ones would give other scores."""
+        return self.root / "batches.json"
+
     def exchange_log(self, budget: str) -> Path:
         """One line per exchange of bins after the greedy steps."""
         return self.subnet(budget) / "exchange.jsonl"

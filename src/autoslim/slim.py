@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from autoslim.cost import Budget, Cost
+from autoslim.cost import Budget, Cost, check_metric
 from autoslim.errors import BudgetError, nearest
 from autoslim.space import ChannelSpace, SlimStep, Widths
 
@@ -17,7 +17,7 @@ def greedy_slim(
     space: ChannelSpace,
     judge: Judge,
     cost: Cost,
-    budgets: Iterable[float | str],
+    budgets: Iterable[float | str] | float | str,
     *,
     rule: str = "score",
     start: Widths | None = None,
@@ -36,16 +36,26 @@ def greedy_slim(
 
     Raises `BudgetError` at once, naming the smallest cost within reach, if a budget cannot be met.
     """
-    limits = [
-        (Budget.parse(b) if isinstance(b, str) else Budget(f"{b:g}", "macs", b, False)).limit(cost, space)
-        for b in budgets
-    ]
+    limits = [_limit(b, cost, space) for b in ([budgets] if isinstance(budgets, (str, int, float)) else budgets)]
     if not limits:
         raise BudgetError("no budget was given; write for example 50%")
     if rule not in RULES:
         raise BudgetError(f"no rule {rule!r} for greedy steps; {nearest(rule, RULES)}")
     on_candidate = on_candidate or (lambda group, score: None)
     return _steps(space, judge, cost, min(limits), start or space.full(), on_candidate, rule)
+
+
+def _limit(budget: float | str, cost: Cost, space: ChannelSpace) -> float:
+    if not isinstance(budget, str):
+        return Budget(f"{budget:g}", "macs", budget, False).limit(cost, space)
+    several = Budget.parse_all(budget)
+    if len(several) > 1:
+        raise BudgetError(
+            f"budget {budget!r} has several limits, and the cost given is one; "
+            "cost, limit = resolve_budget(text, space, costs) makes one cost of them"
+        )
+    check_metric(several[0], cost)
+    return several[0].limit(cost, space)
 
 
 def _steps(

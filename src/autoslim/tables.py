@@ -99,16 +99,26 @@ class LatencyTable:
     @classmethod
     def from_csv(cls, text: str, where: str = "the latency table") -> LatencyTable:
         """Read what `to_csv` wrote, or a table measured elsewhere; `spread` may be left out. Raises `LatencyError`."""
-        lines = [(number, line) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
+        lines = [(n, line) for n, line in enumerate(text.lstrip("\ufeff").splitlines(), start=1) if line.strip(" \t,;")]
         notes = [line.lstrip("# ").partition(":") for _, line in lines if line.startswith("#") and ":" in line]
         about = {key.strip(): value.strip() for key, _, value in notes}
         content = [(number, line) for number, line in lines if not line.startswith("#")]
-        head = next(csv.reader([content[0][1]])) if content else []
+        head = [name.strip().lower() for name in next(csv.reader([content[0][1]]))] if content else []
         if not {"operator", "widths", "ms"} <= set(head):
-            raise LatencyError(f"{where}: the first line must name the columns operator,widths,ms; it is {head or ''}")
+            separator = "; columns are separated by commas" if ";" in "".join(head) or "\t" in "".join(head) else ""
+            raise LatencyError(
+                f"{where}: the first line must name the columns operator,widths,ms{separator}; it is {head or ''}"
+            )
         rows = []
         for (number, _), cells in zip(content[1:], csv.reader(line for _, line in content[1:]), strict=True):
-            rows.append(_row(dict(zip(head, cells, strict=False)), f"{where}, line {number}"))
+            if len(cells) > len(head):
+                raise LatencyError(
+                    f"{where}, line {number}: {len(cells)} cells for {len(head)} columns; quote a cell with "
+                    "a comma, and write times with a point"
+                )
+            rows.append(
+                _row({k: cell.strip() for k, cell in zip(head, cells, strict=False)}, f"{where}, line {number}")
+            )
         if not rows:
             raise LatencyError(f"{where} has no rows")
         return cls(tuple(rows), about)

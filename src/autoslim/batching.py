@@ -1,0 +1,70 @@
+"""How large the batches of a search may be, and how much of a pass may be kept, within a limit of memory. No torch.
+
+BatchNorm normalises a candidate with the statistics of its batch, so another batch size gives other scores: it is
+decided once, from bytes that follow from the space, before the first step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+from autoslim.cost import PeakMemoryCost, readable
+from autoslim.errors import ConfigError
+from autoslim.space import ChannelSpace, Widths
+
+KEPT_BYTES = 2 * 1024**3
+_TRIAL = 20  # measured: three images, in double precision, every result of two passes with copies, in such images
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Images in a batch, and the bytes that a `ReuseJudge` may keep of a pass (0: every candidate runs as a whole)."""
+
+    batch_size: int
+    keep_bytes: int
+
+
+def fit_batches(
+    space: ChannelSpace,
+    memory_bytes: float,
+    *,
+    batch_size: int = 250,
+    keep_bytes: int = KEPT_BYTES,
+    samples: int = 1,
+    element_bytes: int = 4,
+) -> Fit:
+    """The largest batches, at most `batch_size`, with which a search stays within `memory_bytes`.
+
+    Counted are the weights, the tensors alive at the worst moment of a pass of the full net, what is kept of it, and
+    the trial passes by which a `ReuseJudge` finds out what can be kept; not the images, and not the scratch space of
+    kernels (see `PeakMemoryCost`). Half of what the weights leave is for the pass, the rest for what is kept. If the
+    trial takes more than a third, nothing is kept. `samples`: images in the example that the space was traced with.
+    Raises `ConfigError` if two images are too many, or if the space does not know how long activations live.
+    """
+    if not space.activations:
+        raise ConfigError("memory cannot be limited: how long the activations of this network live is not known")
+    full = space.full()
+    weights = element_bytes * sum(
+        prod(axis.kept(full) for axis in axes) for axes in (*space.parameters.values(), *space.buffers.values())
+    )
+    image = (PeakMemoryCost(space, element_bytes)(full) - weights) / samples
+    left = memory_bytes - 2 * weights  # a candidate's tensors may be copies
+    least = 2 * image
+    if left < least:
+        raise ConfigError(
+            f"{readable(memory_bytes)} bytes are too little for a search: the weights take {readable(2 * weights)}, a "
+            f"pass of two images {readable(least)} bytes; allow {readable(2 * weights + least)} or smaller images"
+        )
+    trial = 3 * weights + _TRIAL * _all_results(space, element_bytes) / samples
+    if keep_bytes == 0 or trial > left / 3:
+        return Fit(min(batch_size, int(left // image)), 0)
+    left -= trial
+    size = max(2, min(batch_size, int(left / 2 // image)))
+    return Fit(size, max(0, min(keep_bytes, int(left - size * image))))
+
+
+def _all_results(space: ChannelSpace, element_bytes: int) -> float:
+    """Bytes of every activation of the example, at the narrow widths of the trial."""
+    narrow = Widths((g.name, g.choices[min(2, len(g.choices) - 1)]) for g in space.groups.values())
+    return element_bytes * sum(each.scale * prod(axis.kept(narrow) for axis in each.axes) for each in space.activations)

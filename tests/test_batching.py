@@ -1,0 +1,114 @@
+"""Batches of a search within a limit of memory: what is really allocated stays below it."""
+
+from __future__ import annotations
+
+import json
+import weakref
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+import nets
+from autoslim import ChannelSpace, PeakMemoryCost, RacingJudge, Supernet, fit_batches, pipeline, trace, zoo
+from autoslim.batching import Fit
+from autoslim.errors import ConfigError
+from test_pipeline import artefacts, config, fails, run  # noqa: F401  # a fixture among them
+
+
+class Allocated(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Bytes of all tensors that operators made and that are still alive; the most there were."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now = self.peak = 0
+        self._seen: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        given = {leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        for leaf in tree_leaves(result):
+            storage = leaf.untyped_storage() if isinstance(leaf, Tensor) else None
+            if storage is not None and storage._cdata not in self._seen | given:
+                self._seen.add(storage._cdata)
+                self.now += storage.nbytes()
+                self.peak = max(self.peak, self.now)
+                weakref.finalize(storage, self._gone, storage._cdata, storage.nbytes()).atexit = False
+        return result
+
+    def _gone(self, key: int, size: int) -> None:
+        self._seen.discard(key)
+        self.now -= size
+
+
+def weights_of(net: nn.Module) -> int:
+    return sum(tensor.nbytes for tensor in (*net.parameters(), *net.buffers()))
+
+
+@pytest.mark.parametrize("name", ["resnet20", "plain"])
+@pytest.mark.parametrize("images", [8, 700])
+def test_a_step_allocates_no_more_than_it_may(name: str, images: int) -> None:
+    torch.manual_seed(0)
+    plain = [nets.conv(3, 12), nets.conv(12, 48), nets.conv(48, 48, groups=48), nets.conv(48, 8, 1), *nets.head(8)]
+    net = zoo.resnet20(0.5) if name == "resnet20" else nn.Sequential(*plain)
+    space = trace(net, torch.zeros(1, 3, 16, 16)).with_choices(3, 4, 0.25)
+    weights = weights_of(net)
+    limit = 4 * weights + images * (PeakMemoryCost(space)(space.full()) - weights)
+    fit = fit_batches(space, limit, batch_size=64)
+    assert fit.batch_size == 64 if images > 64 else 2 <= fit.batch_size < 64
+    assert (fit.keep_bytes > 0) == (images > 64)
+    batches = [(torch.randn(fit.batch_size, 3, 16, 16), torch.zeros(fit.batch_size, dtype=torch.long))]
+    candidates = {g: c for g in space.groups if (c := space.narrowed(space.full(), g)) is not None}
+    with Allocated() as allocated:
+        judge = RacingJudge(Supernet(net, space), batches, keep_bytes=fit.keep_bytes)
+        judge.compare(space.full(), candidates)
+    assert allocated.peak + weights <= limit
+    if images > 64:
+        assert judge._reused(space.full(), candidates, batches[0][0])
+
+
+def test_the_limit_decides_and_says_what_would_do() -> None:
+    net = zoo.resnet20(0.5)
+    space = trace(net, torch.zeros(1, 3, 16, 16)).with_choices(3, 4, 0.25)
+    sizes = [fit_batches(space, memory).batch_size for memory in (2e6, 8e6, 64e6, 1e12)]
+    assert sizes == sorted(sizes)
+    assert len(set(sizes)) > 2
+    assert fit_batches(space, 1e12, batch_size=99, keep_bytes=77) == Fit(99, 77)
+    assert fit_batches(space, 8e6, keep_bytes=0).keep_bytes == 0
+    with pytest.raises(ConfigError, match=r"too little for a search: .* allow ") as error:
+        fit_batches(space, 1e5)
+    enough = float(str(error.value).rpartition("allow ")[2].split()[0].removesuffix("K")) * 1e3
+    assert fit_batches(space, 1.01 * enough).batch_size >= 2
+    with pytest.raises(ConfigError, match="is not known"):
+        fit_batches(ChannelSpace(space.groups), 1e9)
+
+
+def test_a_run_keeps_its_batches(
+    config: Path,  # noqa: F811
+    in_tmp: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert "slim.memory_gb=1e-05: 10K bytes are too little" in fails(
+        capsys, "run", config, "--set", "slim.memory_gb=1e-5"
+    )
+    assert run("run", config, "--set", "slim.memory_gb=0.003") == 0
+    root = in_tmp / "runs" / "small"
+    kept = json.loads((root / "batches.json").read_text())
+    assert 2 <= kept["batch_size"] < 150
+    assert f"batches of {150 // -(-150 // kept['batch_size'])} images" in capsys.readouterr().err
+    path = (root / "slim.jsonl").read_bytes()
+    whole = artefacts(root)
+    (root / "slim.jsonl").write_bytes(b"".join(path.splitlines(keepends=True)[:2]))
+    for metrics in root.rglob("subnets/*/metrics.json"):
+        metrics.unlink()
+    with monkeypatch.context() as patched:  # as if another version counted otherwise
+        patched.setattr(pipeline, "fit_batches", lambda *arguments, **options: Fit(20, 0))
+        assert run("slim", root) == 0
+    assert (root / "slim.jsonl").read_bytes() == path
+    assert run("run", root) == 0
+    assert artefacts(root)["path"] == whole["path"]
