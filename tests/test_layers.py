@@ -20,9 +20,9 @@ LAYERS = [
     ["atoms", "sizes", "slicing"],
     ["shortcuts", "recorder", "rules", "lifetimes", "tracing"],
     ["losses", "supernet", "switchable", "calibrate", "reuse", "judge", "sorting"],
-    ["importing", "zoo", "models", "data", "train", "export", "runtimes", "latency"],
+    ["importing", "zoo", "models", "data", "train", "export", "pretrained", "runtimes", "latency"],
     ["config", "run", "path", "terminal"],
-    ["inspection", "systems", "pipeline", "cli"],
+    ["inspection", "systems", "start", "pipeline", "cli"],
 ]
 WITHOUT_TORCH = [*LAYERS[0], *LAYERS[1], *LAYERS[2], *LAYERS[7], "importing", "cli"]
 

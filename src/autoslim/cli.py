@@ -39,6 +39,10 @@ _System = Annotated[
 _Input = Annotated[
     str | None, typer.Option("--input", metavar="SHAPE", help="Shape of the example input, as 1,3,224,224.")
 ]
+_Pretrained = Annotated[
+    str | None,
+    typer.Option("--pretrained", metavar="WEIGHTS", help="Start from these: default, a name of theirs, or a file."),
+]
 _SkipBroken = Annotated[bool, typer.Option("--skip-broken", help="Leave broken images out and count them.")]
 
 
@@ -88,10 +92,11 @@ def run(
     device: _Device = None,
     threads: _Threads = None,
     skip_broken: _SkipBroken = False,
+    pretrained: _Pretrained = None,
     as_json: _Json = False,
 ) -> None:
     """Everything in a row: train the supernet, search, retrain, export, report. Continues where it was killed."""
-    _stages(config, _asked(set_, system, skip_broken), run_dir, device, threads, as_json, None)
+    _stages(config, _asked(set_, system, skip_broken, pretrained), run_dir, device, threads, as_json, None)
 
 
 @app.command()
@@ -201,9 +206,10 @@ def _stage_command(name: str, help_text: str) -> None:
         device: _Device = None,
         threads: _Threads = None,
         skip_broken: _SkipBroken = False,
+        pretrained: _Pretrained = None,
         as_json: _Json = False,
     ) -> None:
-        _stages(config, _asked(set_, system, skip_broken), run_dir, device, threads, as_json, name)
+        _stages(config, _asked(set_, system, skip_broken, pretrained), run_dir, device, threads, as_json, name)
 
     app.command(name, help=help_text)(command)
 
@@ -227,10 +233,11 @@ def slim(
     device: _Device = None,
     threads: _Threads = None,
     skip_broken: _SkipBroken = False,
+    pretrained: _Pretrained = None,
     as_json: _Json = False,
 ) -> None:
     """Search all budgets in one greedy pass on held-out images, or take one more from the path of a finished search."""
-    asked = _asked(set_, system, skip_broken)
+    asked = _asked(set_, system, skip_broken, pretrained)
     if not budget:
         _stages(config, asked, run_dir, device, threads, as_json, "slim")
         return
@@ -266,12 +273,13 @@ def _checked(config: Config, budgets: tuple[str, ...], where: str) -> Config:
     return make_config(values, where)
 
 
-def _asked(set_: list[str] | None, system: str | None, skip_broken: bool) -> list[str]:
+def _asked(set_: list[str] | None, system: str | None, skip_broken: bool, pretrained: str | None) -> list[str]:
     """Options that are short for `--set`."""
     return [
         *(set_ or []),
         *([f"system={system}"] if system is not None else []),
         *(["data.skip_broken=true"] if skip_broken else []),
+        *([f"pretrained={json.dumps(pretrained)}"] if pretrained is not None else []),
     ]
 
 
