@@ -3,7 +3,7 @@
     python examples/convert_efficientnet_lite0.py efficientnet-lite0.pth efficientnet-lite0.safetensors
     autoslim run my.yaml --pretrained efficientnet-lite0.safetensors     # with model: timm:tf_efficientnet_lite0
 
-The layers are the same, and so is what they compute; only names differ: `_blocks.4._expand_conv` is `blocks.2.1.conv_pw`.
+The layers are the same, and so is what they compute; names differ: `_blocks.4._expand_conv` is `blocks.2.1.conv_pw`.
 """
 
 from __future__ import annotations
@@ -19,8 +19,12 @@ from torch import Tensor, nn
 
 OUTSIDE = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
 EXPANDED = {
-    **{"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2"},
-    **{"_project_conv": "conv_pwl", "_bn2": "bn3"},
+    "_expand_conv": "conv_pw",
+    "_bn0": "bn1",
+    "_depthwise_conv": "conv_dw",
+    "_bn1": "bn2",
+    "_project_conv": "conv_pwl",
+    "_bn2": "bn3",
 }
 SEPARABLE = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}  # nothing expanded
 

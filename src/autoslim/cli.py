@@ -27,6 +27,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
 _Target = Annotated[str, typer.Argument(help="A configuration file (YAML), or a run directory to go on with.")]
 _Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override, as train.lr=0.1.")]
 _RunDir = Annotated[Path | None, typer.Option("--run-dir", help="Where the run lies (default: runs/NAME).")]
@@ -50,16 +52,18 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line; a user's mistake is one line on standard error and exit code 2."""
     command = typer.main.get_command(app)
     try:
-        command.main(args=arguments, prog_name="autoslim", standalone_mode=False)
+        code = command.main(args=arguments, prog_name="autoslim", standalone_mode=False)
+        if code == _INTERRUPTED:  # how typer hands on a KeyboardInterrupt
+            return _stopped()
     except AutoSlimError as error:
         return _fail(str(error))
     except KeyboardInterrupt:
-        return _fail("stopped; run the same command again to go on", 130)
+        return _stopped()
     except Exception as error:
         shown = getattr(error, "format_message", None)  # a mistake in the arguments, as click reports it
         if shown is None:
             if type(error).__name__ == "Abort":
-                return _fail("stopped; run the same command again to go on", 130)
+                return _stopped()
             raise
         text = shown()
         print(
@@ -67,6 +71,10 @@ def main(arguments: list[str] | None = None) -> int:
         )
         return 2
     return 0
+
+
+def _stopped() -> int:
+    return _fail("stopped; run the same command again to go on", _INTERRUPTED)
 
 
 def _fail(text: str, code: int = 2) -> int:
