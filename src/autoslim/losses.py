@@ -9,6 +9,12 @@ import torch
 from torch import Tensor
 
 Loss = Callable[[Any, Any], Tensor]
+Backward = Callable[[Tensor], object]
+
+
+def plain_backward(loss: Tensor) -> None:
+    """Send a loss back as it is. `accelerator.backward`, or one that scales the loss, can take its place."""
+    loss.backward()  # type: ignore[no-untyped-call]
 
 
 def soft_cross_entropy(student: Tensor, teacher: Tensor) -> Tensor:

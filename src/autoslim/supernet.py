@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from autoslim.errors import SpaceError
-from autoslim.losses import Loss, soft_cross_entropy
+from autoslim.losses import Backward, Loss, plain_backward, soft_cross_entropy
 from autoslim.slicing import check_model, run_subnet
 from autoslim.space import ChannelSpace, Widths
 from autoslim.tracing import split_input
@@ -71,6 +71,7 @@ def sandwich_backward(
     num_random: int = 2,
     distill: bool | Loss = True,
     ratios: tuple[float, float] | None = None,
+    backward: Backward = plain_backward,
 ) -> dict[str, float]:
     """Forward and backward of one sandwich step (US-Net, section 3.2-3.3); gradients add up, no optimizer step.
 
@@ -78,7 +79,8 @@ def sandwich_backward(
     its detached output: by soft cross-entropy, or by `distill(output, teacher_output)`, or, with `distill=False`, from
     `loss` too. The four losses are summed with weight 1, each backward frees its graph before the next forward. `rng`
     draws the widths: one for each group (AutoSlim), or, with `ratios=(low, high)`, one ratio between them for the whole
-    net (US-Net); its widest and narrowest nets then are those of these ratios. Returns the losses by name.
+    net (US-Net); its widest and narrowest nets then are those of these ratios. `backward(loss)` sends a loss back: give
+    `accelerator.backward`, or `lambda loss: scaler.scale(loss).backward()`. Returns the losses by name.
     """
     if num_random < 0:
         raise SpaceError(f"num_random must be at least 0, got {num_random}")
@@ -92,12 +94,16 @@ def sandwich_backward(
         students[f"random_{index + 1}"] = widths
     nets = {"widest": widest, **students}
     return backward_in_turn(
-        {name: partial(supernet, images, widths) for name, widths in nets.items()}, targets, loss, distill
+        {name: partial(supernet, images, widths) for name, widths in nets.items()}, targets, loss, distill, backward
     )
 
 
 def backward_in_turn(
-    nets: Mapping[str, Callable[[], Any]], targets: Any, loss: Loss, distill: bool | Loss
+    nets: Mapping[str, Callable[[], Any]],
+    targets: Any,
+    loss: Loss,
+    distill: bool | Loss,
+    backward: Backward = plain_backward,
 ) -> dict[str, float]:
     """Run nets that share their weights, each forward and backward before the next; gradients add up.
 
@@ -106,16 +112,16 @@ def backward_in_turn(
     """
     imitate: Loss = soft_cross_entropy if distill is True else distill if callable(distill) else loss
     teach, lesson = loss, targets
-    losses: dict[str, float] = {}
+    losses: dict[str, Tensor] = {}
     for name, run in nets.items():
         output = run()
         value = teach(output, lesson)
-        value.backward()  # type: ignore[no-untyped-call]
-        losses[name] = float(value.detach())
+        backward(value)
+        losses[name] = value.detach()
         if distill and lesson is targets:
             teach, lesson = imitate, _detached(output)
         del output, value  # nothing of a net is kept while the next one runs
-    return losses
+    return {name: float(value) for name, value in losses.items()}  # last: on a GPU each number waits for all before it
 
 
 def _detached(output: Any) -> Any:

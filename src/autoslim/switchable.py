@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from autoslim.errors import SpaceError, nearest
-from autoslim.losses import Loss
+from autoslim.losses import Backward, Loss, plain_backward
 from autoslim.slicing import check_model, cut, extract, put_back, run_subnet
 from autoslim.space import ChannelSpace, Widths
 from autoslim.supernet import backward_in_turn
@@ -118,13 +118,15 @@ def switch_backward(
     *,
     loss: Loss,
     distill: bool | Loss = False,
+    backward: Backward = plain_backward,
 ) -> dict[str, float]:
     """Forward and backward of every switch, in their order; gradients add up, no optimizer step (S-Net, algorithm 1).
 
-    With `distill` all but the first learn from its detached output instead of from the targets, as in
-    `sandwich_backward`. Returns the losses by name of the switch.
+    With `distill` all but the first learn from its detached output instead of from the targets; that and `backward` are
+    as in `sandwich_backward`. Returns the losses by name of the switch.
     """
-    return backward_in_turn({name: partial(net, images, name) for name in net.switches}, targets, loss, distill)
+    nets = {name: partial(net, images, name) for name in net.switches}
+    return backward_in_turn(nets, targets, loss, distill, backward)
 
 
 def _named(space: ChannelSpace, switches: Switches) -> dict[str, Widths]:
