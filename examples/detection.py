@@ -53,9 +53,8 @@ def picture(size: int, generator: torch.Generator) -> tuple[Tensor, Target]:
         kind = int(torch.randint(1, CLASSES, (), generator=generator))
         radius = float(size * (0.1 + 0.1 * torch.rand((), generator=generator)))
         cy, cx = (radius + (size - 2 * radius) * torch.rand(2, generator=generator)).tolist()
-        inside = (
-            (y - cy).abs().maximum((x - cx).abs()) < radius if kind == 1 else (y - cy) ** 2 + (x - cx) ** 2 < radius**2
-        )
+        dy, dx = (y - cy).abs(), (x - cx).abs()
+        inside = torch.maximum(dy, dx) < radius if kind == 1 else dy**2 + dx**2 < radius**2
         colour = 0.5 + 0.5 * torch.rand(3, generator=generator)
         image = torch.where(inside, colour.view(3, 1, 1), image)
         boxes.append([cx - radius, cy - radius, cx + radius, cy + radius])
@@ -139,7 +138,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     for epoch in range(options.epochs):
         for inputs, targets in random.Random(epoch).sample(train, len(train)):
             optimizer.zero_grad()
-            # distill=False: the narrow nets learn from the same boxes (a loss between two dictionaries would do as well)
+            # distill=False: the narrow nets learn from the boxes too (a loss between two dictionaries would do as well)
             losses = autoslim.sandwich_backward(supernet, inputs, targets, loss=loss, distill=False, rng=rng)
             optimizer.step()
         print(f"epoch {epoch + 1}: {', '.join(f'{name} {value:.3f}' for name, value in losses.items())}")
@@ -154,9 +153,13 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
         "loss of the full net": -autoslim.evaluate(model, test, score),
         "found": -autoslim.evaluate(found, test, score),
     }
-    recipe = autoslim.Recipe(epochs=options.epochs, batch_size=options.batch_size, lr=0.01)
-    for _ in autoslim.retrain(found, train, recipe, loss=loss):
-        pass
+    found.train()
+    optimizer = torch.optim.AdamW(found.parameters(), 1e-3)
+    for epoch in range(options.epochs):
+        for (images, targets), _ in random.Random(epoch).sample(train, len(train)):
+            optimizer.zero_grad()
+            loss(found(images, targets), targets).backward()
+            optimizer.step()
     results["retrained"] = -autoslim.evaluate(found, test, score)
     results["average precision"] = precision_of(found, test)
     autoslim.save_subnet(options.out, found, space, last.widths)

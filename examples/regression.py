@@ -107,9 +107,8 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
         pass
     results["retrained"] = -autoslim.evaluate(found, test, score)
     autoslim.save_subnet(options.out, found, space, last.widths)
-    print(
-        ", ".join(f"{name} {value:.4f}" for name, value in results.items()), f"(squared error); saved in {options.out}"
-    )
+    autoslim.export_onnx(found, example, options.out / "model.onnx")
+    print(", ".join(f"{name} {value:.4f}" for name, value in results.items()), f"(squared error), {options.out}")
     return results
 
 
