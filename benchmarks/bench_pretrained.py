@@ -212,7 +212,7 @@ class Bench:
             for ratio in (0.75, 0.5)
         ]:
             if self.record(key) is None:
-                net = autoslim.extract(self.sorted(sort), self.space, self.space.uniform(ratio))
+                net = autoslim.extract(self.sorted(sort), self.eights, self.eights.uniform(ratio))
                 net = net if ratio == 1 else self.calibrated(net)
                 self.keep(key, accuracy=self.probe(net), macs=macs_of(net, self.example))
 

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from autoslim.errors import ConfigError, nearest
+from autoslim.models import FAMILIES
 
 _SHOWN = 3  # names of tensors in a message
 _TENSOR_FILES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
@@ -118,6 +119,7 @@ def _find(weights: str, name: str | None, arguments: dict[str, Any]) -> tuple[st
             f"pretrained weights {weights!r} are no file, and only models of torchvision and timm have weights with a "
             f"name (this one is {name or 'your own'}); give a safetensors or state-dict file"
         )
+    FAMILIES[family](short)  # says so if the library is not installed or has no such network
     return (_torchvision if family == "torchvision" else _timm)(short, weights, arguments)
 
 
