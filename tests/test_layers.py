@@ -42,11 +42,12 @@ LAYERS = [
         "checkpointing",
         "train",
         "export",
+        "pretrained",
         "runtimes",
         "latency",
     ],
     ["config", "run", "path", "terminal"],
-    ["inspection", "systems", "pipeline", "cli"],
+    ["inspection", "systems", "start", "pipeline", "cli"],
 ]
 WITHOUT_TORCH = [*LAYERS[0], *LAYERS[1], *LAYERS[2], *LAYERS[7], "importing", "cli"]
 

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from autoslim.latency import measure_latency_table as measure_latency_table
     from autoslim.losses import alpha_divergence as alpha_divergence
     from autoslim.losses import soft_cross_entropy as soft_cross_entropy
+    from autoslim.pretrained import Loaded as Loaded
+    from autoslim.pretrained import load_pretrained as load_pretrained
     from autoslim.recipe import Recipe as Recipe
     from autoslim.recipe import RetrainRecipe as RetrainRecipe
     from autoslim.recipe import SupernetRecipe as SupernetRecipe
@@ -77,6 +79,7 @@ _HOMES = {
     "judge": ("Judge", "RacingJudge", "ReuseJudge", "evaluate"),
     "latency": ("measure_latency", "measure_latency_table"),
     "losses": ("alpha_divergence", "soft_cross_entropy"),
+    "pretrained": ("Loaded", "load_pretrained"),
     "recipe": ("Recipe", "RetrainRecipe", "SupernetRecipe"),
     "report": ("render_report",),
     "screening": ("promising",),

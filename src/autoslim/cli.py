@@ -31,6 +31,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
 _Target = Annotated[str, typer.Argument(help="A configuration file (YAML), or a run directory to go on with.")]
 _Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override, as train.lr=0.1.")]
 _RunDir = Annotated[Path | None, typer.Option("--run-dir", help="Where the run lies (default: runs/NAME).")]
@@ -46,6 +48,10 @@ _Input = Annotated[
 _OnNan = Annotated[
     str | None, typer.Option("--on-nan", metavar="stop|skip", help="What a loss that is not a number does.")
 ]
+_Pretrained = Annotated[
+    str | None,
+    typer.Option("--pretrained", metavar="WEIGHTS", help="Start from these: default, a name of theirs, or a file."),
+]
 _SkipBroken = Annotated[bool, typer.Option("--skip-broken", help="Leave broken images out and count them.")]
 
 
@@ -53,18 +59,20 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line; a user's mistake is one line on standard error and exit code 2."""
     command = typer.main.get_command(app)
     try:
-        command.main(args=arguments, prog_name="autoslim", standalone_mode=False)
+        code = command.main(args=arguments, prog_name="autoslim", standalone_mode=False)
+        if code == _INTERRUPTED:  # how typer hands on a KeyboardInterrupt
+            return _stopped()
     except AutoSlimError as error:
         return _fail(str(error))
     except KeyboardInterrupt:
-        return _fail("stopped; run the same command again to go on", 130)
+        return _stopped()
     except Stopped as stopped:
         return _fail(f"stopped by {stopped}; run the same command again to go on", 128 + stopped.number)
     except Exception as error:
         shown = getattr(error, "format_message", None)  # a mistake in the arguments, as click reports it
         if shown is None:
             if type(error).__name__ == "Abort":
-                return _fail("stopped; run the same command again to go on", 130)
+                return _stopped()
             raise
         text = shown()
         print(
@@ -72,6 +80,10 @@ def main(arguments: list[str] | None = None) -> int:
         )
         return 2
     return 0
+
+
+def _stopped() -> int:
+    return _fail("stopped; run the same command again to go on", _INTERRUPTED)
 
 
 def _fail(text: str, code: int = 2) -> int:
@@ -100,10 +112,11 @@ def run(
     threads: _Threads = None,
     skip_broken: _SkipBroken = False,
     on_nan: _OnNan = None,
+    pretrained: _Pretrained = None,
     as_json: _Json = False,
 ) -> None:
     """Everything in a row: train the supernet, search, retrain, export, report. Continues where it was killed."""
-    _stages(config, _asked(set_, system, skip_broken, on_nan), run_dir, device, threads, as_json, None)
+    _stages(config, _asked(set_, system, skip_broken, on_nan, pretrained), run_dir, device, threads, as_json, None)
 
 
 @app.command()
@@ -214,9 +227,10 @@ def _stage_command(name: str, help_text: str) -> None:
         threads: _Threads = None,
         skip_broken: _SkipBroken = False,
         on_nan: _OnNan = None,
+        pretrained: _Pretrained = None,
         as_json: _Json = False,
     ) -> None:
-        _stages(config, _asked(set_, system, skip_broken, on_nan), run_dir, device, threads, as_json, name)
+        _stages(config, _asked(set_, system, skip_broken, on_nan, pretrained), run_dir, device, threads, as_json, name)
 
     app.command(name, help=help_text)(command)
 
@@ -260,10 +274,11 @@ def slim(
     device: _Device = None,
     threads: _Threads = None,
     skip_broken: _SkipBroken = False,
+    pretrained: _Pretrained = None,
     as_json: _Json = False,
 ) -> None:
     """Search all budgets in one greedy pass on held-out images, or take one more from the path of a finished search."""
-    asked = _asked(set_, system, skip_broken)
+    asked = _asked(set_, system, skip_broken, pretrained)
     if not budget:
         _stages(config, asked, run_dir, device, threads, as_json, "slim")
         return
@@ -301,13 +316,20 @@ def _checked(config: Config, budgets: tuple[str, ...], where: str) -> Config:
     return make_config(values, where)
 
 
-def _asked(set_: list[str] | None, system: str | None, skip_broken: bool, on_nan: str | None = None) -> list[str]:
+def _asked(
+    set_: list[str] | None,
+    system: str | None,
+    skip_broken: bool,
+    on_nan: str | None = None,
+    pretrained: str | None = None,
+) -> list[str]:
     """Options that are short for `--set`."""
     return [
         *(set_ or []),
         *([f"system={system}"] if system is not None else []),
         *(["data.skip_broken=true"] if skip_broken else []),
         *([f"train.on_nan={on_nan}", f"retrain.on_nan={on_nan}"] if on_nan is not None else []),
+        *([f"pretrained={json.dumps(pretrained)}"] if pretrained is not None else []),
     ]
 
 

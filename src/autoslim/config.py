@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from autoslim.cost import Budget
 from autoslim.errors import BudgetError, ConfigError, nearest
@@ -146,15 +146,22 @@ class ExportConfig(_Strict):
     report: bool | Literal["auto"] = "auto"
 
 
+_WEIGHTS: Mapping[str | bool, str | None] = {True: "default", False: None}  # as timm says it
+
+
 class Config(_Strict):
     """Everything about a run.
 
     `system`: which system of the papers is run. All but autoslim, whose widths are found for the budgets of `slim`,
     give nets at the width `ratios`; us-net trains the whole range between the lowest and the highest of them.
+    `pretrained`: weights to start from, a safetensors or state-dict file, or, of a model of torchvision or timm,
+    "default" (or true) or the name they have there. With them, `train.sort` is l1 and `retrain.init` supernet, if not
+    given.
     """
 
     model: str
     model_args: dict[str, Any] = {}
+    pretrained: Annotated[str, Field(min_length=1)] | None = None
     system: Literal["autoslim", "nonuniform-us-net", "us-net", "s-net", "shared-bn", "i-net"] = "autoslim"
     ratios: Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], Field(min_length=1)] = (1.0, 0.75, 0.5, 0.25)
     data: DataConfig = DataConfig()
@@ -168,6 +175,19 @@ class Config(_Strict):
     seed: int = 0
     device: str = "cpu"
     threads: Annotated[int, Field(ge=1)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_with_pretrained(cls, values: Any) -> Any:
+        """What is sensible for trained weights; as values, so that config.yaml states them."""
+        if not isinstance(values, Mapping) or not isinstance(values.get("pretrained"), (str, bool)):
+            return values
+        values = {**values, "pretrained": _WEIGHTS.get(values["pretrained"], values["pretrained"])}
+        if values["pretrained"] is not None:
+            for section, key, default in (("train", "sort", "l1"), ("retrain", "init", "supernet")):
+                if isinstance(given := values.get(section, {}), Mapping):
+                    values[section] = {key: default, **given}
+        return values
 
     @field_validator("ratios")
     @classmethod

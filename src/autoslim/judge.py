@@ -457,7 +457,10 @@ def _score(score: str | Score) -> Score:
 
 
 def evaluate(model: nn.Module, batches: Iterable[tuple[Any, Any]], score: Score = accuracy) -> float:
-    """Mean of `score(output, targets)` over batches, by size, in evaluation mode; the mode is restored."""
+    """Mean of `score(output, targets)` over batches, by size, in evaluation mode; the mode is restored.
+
+    A score is a number per sample, or their mean.
+    """
     modes = {module: module.training for module in model.modules()}
     total, count = 0.0, 0
     try:
@@ -465,7 +468,7 @@ def evaluate(model: nn.Module, batches: Iterable[tuple[Any, Any]], score: Score 
         with torch.no_grad():
             for inputs, targets in batches:
                 args, kwargs = split_input(inputs)
-                total += float(score(model(*args, **kwargs), targets)) * len(targets)
+                total += float(score(model(*args, **kwargs), targets).double().mean()) * len(targets)
                 count += len(targets)
     finally:
         for module, mode in modes.items():

@@ -27,7 +27,7 @@ def build_model(name: str, arguments: Mapping[str, Any] | None = None) -> nn.Mod
             f"model {name!r}: write autoslim:mobilenet_v1, torchvision:resnet50, timm:..., package.module:function or "
             f"path/to/file.py:function"
         )
-    builder = _FAMILIES[family](short) if family in _FAMILIES else load_object(name)
+    builder = FAMILIES[family](short) if family in FAMILIES else load_object(name)
     if isinstance(builder, nn.Module):
         if arguments:
             raise ConfigError(f"model {name!r} is a finished module and takes no model_args; name a function instead")
@@ -102,7 +102,7 @@ def _timm(name: str) -> Callable[..., Any]:
     return lambda **arguments: timm.create_model(name, pretrained=False, **arguments)
 
 
-_FAMILIES: dict[str, Callable[[str], Callable[..., Any]]] = {
+FAMILIES: dict[str, Callable[[str], Callable[..., Any]]] = {
     "autoslim": _autoslim,
     "torchvision": _torchvision,
     "timm": _timm,

@@ -40,6 +40,7 @@ from autoslim.runtimes import find_runtime
 from autoslim.slicing import extract
 from autoslim.slim import exchange_bins, greedy_slim, uniform_like, widths_within
 from autoslim.space import ChannelSpace, SlimStep, Widths
+from autoslim.start import starting_weights
 from autoslim.supernet import Supernet
 from autoslim.switchable import SwitchableNet
 from autoslim.systems import Net, build_net, net_at, training_step, widths_of_ratios
@@ -174,9 +175,11 @@ def prepare(run: Run, progress: Progress) -> Job:
     )
     costs = costs_of(space) | ({LATENCY: latency} if latency is not None else {})
     budgets = _budgets(config, space, costs)
-    net = build_net(config, model, space)
     trained = run.supernet / "model.safetensors"
     kept = agreed(lambda: load_tensors(trained)[0] if trained.exists() else None)
+    # before the net is built: the BatchNorm of switches are copies
+    keep_start = None if kept is not None else starting_weights(run, model, every, data, progress)
+    net = build_net(config, model, space)
     if kept is not None:
         load_unshared(net, kept)
     job = Job(run, progress, data, net, every, space, costs, budgets, device, agreed(lambda: _fit(run, space)))
@@ -191,6 +194,8 @@ def prepare(run: Run, progress: Progress) -> Job:
     if world().is_main:
         _keep_record(run, data)
         begin_run(run, space.to_json())
+        if keep_start is not None:
+            keep_start()
         if latency is not None and not run.latency_table.exists():
             latency.table.save(run.latency_table)
     return job
@@ -660,7 +665,9 @@ def _train(
 def _retrained(job: Job, plan: _Plan) -> nn.Module:
     """The net of a plan, trained by the recipe, or as it was saved when that was done before."""
     config = job.config
-    recipe = config.retrain if config.system == "autoslim" else RetrainRecipe(**_shared(config.train))
+    recipe = config.retrain
+    if config.system == "i-net":  # trained by the recipe of the others' training, from pretrained weights if there are
+        recipe = RetrainRecipe(**_shared(config.train), init="scratch" if config.pretrained is None else "supernet")
     if agreed((plan.directory / "model.safetensors").exists):
         _drop_checkpoint(plan.directory)
         return load_subnet(plan.directory, _builder(job)).to(job.device)

@@ -80,20 +80,24 @@ class SupernetRecipe(Recipe):
 
     Per step the widest, the narrowest and `num_random` others (n = num_random + 2). `distill`: do the narrower nets
     learn from the widest? By soft cross-entropy (true) or by adaptive alpha-divergence ("alpha", of AlphaNet, which
-    wants `clip_value: 1`); "auto" means true, and false for the switches of an S-Net, as in the papers.
+    wants `clip_value: 1`); "auto" means true, and false for the switches of an S-Net, as in the papers. `sort`: by
+    which importance a run sorts the channels before it trains, so that narrow nets keep the best of trained weights
+    (l1 if the run is `pretrained`): see `sort_channels`; first-order looks at `calibration_images`.
     """
 
     num_random: Annotated[int, Ge(0)] = 2
     distill: bool | Literal["auto", "alpha"] = "auto"
+    sort: Literal["none", "l1", "gamma", "first-order"] = "none"
 
 
 @dataclass(frozen=True)
 class RetrainRecipe(Recipe):
     """Training of the nets found, and of the uniform nets beside them.
 
-    `init`: "scratch" (the paper) or "supernet" (its weights). `distill`: weight of the soft cross-entropy against the
-    supernet's widest net, 0 for none. `uniform`: train a uniform-width net of equal cost by the same recipe.
-    `jointly`: train the nets of all budgets as one S-Net, as the authors did, and the uniform nets as another one.
+    `init`: "scratch" (the paper) or "supernet" (its weights; the default of a `pretrained` run). `distill`: weight of
+    the soft cross-entropy against the supernet's widest net, 0 for none. `uniform`: train a uniform-width net of equal
+    cost by the same recipe, from the same start. `jointly`: train the nets of all budgets as one S-Net, as the authors
+    did, and the uniform nets as another one.
     """
 
     init: Literal["scratch", "supernet"] = "scratch"

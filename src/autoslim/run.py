@@ -61,6 +61,11 @@ class Run:
         return self.root / "supernet"
 
     @property
+    def start(self) -> Path:
+        """The tensors that training starts from, where they are pretrained or sorted."""
+        return self.supernet / "start.safetensors"
+
+    @property
     def train_log(self) -> Path:
         """One line per epoch of every training."""
         return self.root / "train.jsonl"

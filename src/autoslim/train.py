@@ -418,12 +418,16 @@ def hard_loss(recipe: Recipe) -> Loss:
 
 
 def sandwich_step(
-    supernet: Supernet, recipe: SupernetRecipe, loss: Loss | None = None, ratios: tuple[float, float] | None = None
+    supernet: Supernet,
+    recipe: SupernetRecipe,
+    loss: Loss | None = None,
+    ratios: tuple[float, float] | None = None,
+    imitate: Loss | None = None,
 ) -> Step:
     """The step that trains a supernet at independent widths, or, within `ratios`, at one ratio for the whole net."""
     _refuse_compile(recipe)
     loss = loss or hard_loss(recipe)
-    distill = _distillation(recipe, auto=True)
+    distill = imitate or _distillation(recipe, auto=True)
 
     def step(inputs: Any, targets: Any, rng: random.Random, backward: Backward = plain_backward) -> Mapping[str, float]:
         return sandwich_backward(
@@ -467,9 +471,14 @@ def _distillation(recipe: SupernetRecipe, *, auto: bool) -> bool | Loss:
 
 
 def plain_step(
-    model: nn.Module, recipe: Recipe, loss: Loss | None = None, teacher: nn.Module | None = None, weight: float = 0.0
+    model: nn.Module,
+    recipe: Recipe,
+    loss: Loss | None = None,
+    teacher: nn.Module | None = None,
+    weight: float = 0.0,
+    imitate: Loss = soft_cross_entropy,
 ) -> Step:
-    """The step that trains a plain net, with `weight` of its loss from a teacher's soft labels.
+    """The step that trains a plain net, with `weight` of its loss from what a teacher gives.
 
     With `recipe.compile` it runs through torch.compile, one translation for its one shape.
     """
@@ -485,7 +494,7 @@ def plain_step(
         if teacher is not None and weight > 0:
             with torch.no_grad():
                 lesson = teacher(*args, **kwargs)
-            total = (1 - weight) * total + weight * soft_cross_entropy(output, lesson)
+            total = (1 - weight) * total + weight * imitate(output, lesson)
         backward(total)
         return {"loss": float(total.detach())}
 
@@ -498,14 +507,17 @@ def train_supernet(
     recipe: SupernetRecipe,
     *,
     loss: Loss | None = None,
+    distill: Loss | None = None,
     seed: int = 0,
 ) -> Iterator[EpochLog]:
     """Train a supernet in place by the sandwich rule; yields after each epoch.
 
     `batches` is any iterable of (inputs, targets) that has a length, such as a `DataLoader`; in a process group, each
     rank gives its own share of every batch. With `recipe.ema` the net holds the averaged weights whenever this yields.
+    `loss(output, targets)` is cross-entropy, if not given; by `distill(output, teacher_output)` narrow nets learn from
+    the widest, if not as the recipe says.
     """
-    yield from _epochs(supernet, batches, recipe, sandwich_step(supernet, recipe, loss), seed)
+    yield from _epochs(supernet, batches, recipe, sandwich_step(supernet, recipe, loss, imitate=distill), seed)
 
 
 def retrain(
@@ -516,13 +528,14 @@ def retrain(
     loss: Loss | None = None,
     teacher: nn.Module | None = None,
     distill: float = 0.0,
+    imitate: Loss = soft_cross_entropy,
     seed: int = 0,
 ) -> Iterator[EpochLog]:
     """Train a plain net (an extracted subnet) in place; yields after each epoch.
 
-    With a `teacher` in evaluation mode, `distill` of the loss is soft cross-entropy against its output.
+    With a `teacher` in evaluation mode, `distill` of the loss is `imitate(output, teacher_output)`.
     """
-    yield from _epochs(model, batches, recipe, plain_step(model, recipe, loss, teacher, distill), seed)
+    yield from _epochs(model, batches, recipe, plain_step(model, recipe, loss, teacher, distill, imitate), seed)
 
 
 def _epochs(

@@ -1,0 +1,288 @@
+"""Pretrained weights: by the name that torchvision or timm give them, or from a file; and how they enter a network."""
+
+from __future__ import annotations
+
+import os
+import re
+import urllib.error
+import urllib.request
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from autoslim.errors import ConfigError, nearest
+from autoslim.models import FAMILIES
+
+_SHOWN = 3  # names of tensors in a message
+_TENSOR_FILES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
+_NESTED = ("state_dict", "model", "model_state_dict", "net", "weights")  # where training scripts keep the weights
+_PATIENCE = 15  # seconds
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What `load_pretrained` did, by name of the tensors in the network; `unused` are names in the source."""
+
+    source: str
+    taken: tuple[str, ...]
+    reinitialised: tuple[str, ...] = ()
+    classes: tuple[int, int] | None = None  # of the source and of the network, if they differ
+    unused: tuple[str, ...] = ()
+
+    def lines(self) -> list[str]:
+        """For people: what was loaded and what stayed as it was, and what was left over, a line each."""
+        first = f"{len(self.taken)} of {len(self.taken) + len(self.reinitialised)} tensors from {self.source}"
+        if self.reinitialised:
+            sizes = f" ({self.classes[0]} classes there, {self.classes[1]} here)" if self.classes else " (not there)"
+            first += f"; the class head is re-initialised{sizes}: {_some(self.reinitialised)}"
+        return [
+            first,
+            *([f"not used, for the network has none of that name: {_some(self.unused)}"] * bool(self.unused)),
+        ]
+
+
+def load_pretrained(
+    model: nn.Module,
+    weights: str | os.PathLike[str] | Mapping[str, Tensor],
+    *,
+    name: str | None = None,
+    model_args: Mapping[str, Any] | None = None,
+    num_classes: int | None = None,
+) -> Loaded:
+    """Put pretrained weights into `model`, in place; no code of theirs is run.
+
+    `weights` is a file (safetensors, or a state dict as torch saves it, read with `weights_only=True`; what training
+    scripts put around it, a dictionary or a prefix such as "module.", is taken off), a state dict, or, where `name` is
+    torchvision:NAME or timm:NAME, "default" or the name the library has for weights (IMAGENET1K_V2, a tag of timm).
+
+    A class head of another size keeps the weights that `model` has, and so does one of `num_classes` outputs that the
+    source lacks. Raises `ConfigError` in one line for a source that cannot be read or downloaded, and for any other
+    tensor that is missing or has another shape. Tensors that the model has not are left out: see `Loaded`.
+    """
+    if isinstance(weights, Mapping):
+        source, tensors = "the tensors given", dict(weights)
+    else:
+        source, tensors = _find(os.fspath(weights), name, dict(model_args or {}))
+    tensors = _without_prefix(model, tensors)
+    names = _names(model)
+    found = {first: next((n for n in alias if n in tensors), None) for first, (_, alias) in names.items()}
+    taken = {first: (names[first][0], tensors[n]) for first, n in found.items() if n is not None}
+    missing = [n for n in names if n not in taken and not n.endswith("num_batches_tracked")]
+    known = {n for _, alias in names.values() for n in alias}
+    unused = tuple(n for n in tensors if n not in known)
+    if not taken:
+        raise ConfigError(
+            f"{source} has no tensor of the network: it has {_some(tensors)}, the network {_some(names)}; "
+            f"rename them first"
+        )
+    misshapen = [n for n, (own, tensor) in taken.items() if own.shape != tensor.shape]
+    head = _head_of_other_size({n: taken[n] for n in misshapen})
+    if head is None:
+        first = misshapen[0]
+        own, tensor = taken[first]
+        raise ConfigError(
+            f"{source} is of another network: {_count(misshapen)} another shape there, the first: {first!r} is "
+            f"{tuple(tensor.shape)} there and {tuple(own.shape)} here"
+        )
+    absent_head = [n for n in missing if _is_head(model, n, missing, num_classes)] if not head else []
+    missing = [n for n in missing if n not in absent_head]
+    if missing:
+        left = f"; it has {_some(unused)} instead" if unused else ""
+        raise ConfigError(f"{source} lacks {len(missing)} tensors of the network: {_some(missing)}{left}")
+    fitting = {n: pair for n, pair in taken.items() if n not in misshapen}
+    _copy(fitting, source)
+    return Loaded(source, tuple(fitting), (*misshapen, *absent_head), head or None, unused)
+
+
+# --- where they come from ----------------------------------------------------------------------------------------
+
+
+def _find(weights: str, name: str | None, arguments: dict[str, Any]) -> tuple[str, dict[str, Tensor]]:
+    """What to call the source, and its tensors."""
+    path = Path(weights).expanduser()
+    if path.is_file():
+        return str(path), read_tensors(path)
+    if path.is_dir():
+        raise ConfigError(f"pretrained weights {weights!r} are a directory; name the file of tensors in it")
+    family, _, short = (name or "").partition(":")
+    if path.suffix in _TENSOR_FILES or "/" in weights or "\\" in weights:
+        others = [p.name for p in path.parent.glob("*") if p.suffix in _TENSOR_FILES]
+        hint = f"; {nearest(path.name, others)}" if others else ""
+        raise ConfigError(f"pretrained weights: no file {weights!r} in {Path.cwd()}{hint}")
+    if family not in ("torchvision", "timm"):
+        raise ConfigError(
+            f"pretrained weights {weights!r} are no file, and only models of torchvision and timm have weights with a "
+            f"name (this one is {name or 'your own'}); give a safetensors or state-dict file"
+        )
+    FAMILIES[family](short)  # says so if the library is not installed or has no such network
+    return (_torchvision if family == "torchvision" else _timm)(short, weights, arguments)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors or state-dict file by name, on the CPU; runs no code of it. Raises `ConfigError`."""
+    try:
+        if path.suffix == ".safetensors":
+            return dict(load_file(path))
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged in one way of many
+        text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if "weights_only" in str(error).lower():
+            unsafe = re.search(r"(?:GLOBAL|Unsupported (?:global|class)[^\w]*(?:GLOBAL)?) ([\w.]+)", str(error))
+            what = f" ({unsafe[1]})" if unsafe else ""
+            text = f"it is no plain state dict{what}: save model.state_dict() alone, or safetensors"
+        raise ConfigError(f"pretrained weights {path} cannot be read: {text}") from error
+    while isinstance(content, Mapping) and not any(isinstance(value, Tensor) for value in content.values()):
+        inner = [content[key] for key in _NESTED if isinstance(content.get(key), Mapping)]
+        if not inner:
+            break
+        content = inner[0]
+    tensors = (
+        {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+        if isinstance(content, Mapping)
+        else {}
+    )
+    if not tensors:
+        has = f"a dictionary of {_some(map(str, content))}" if isinstance(content, Mapping) else type(content).__name__
+        raise ConfigError(f"pretrained weights {path}: no state dict, but {has}; save model.state_dict()")
+    return tensors
+
+
+def _torchvision(model: str, weights: str, arguments: dict[str, Any]) -> tuple[str, dict[str, Tensor]]:
+    from torchvision import models
+
+    known = models.get_model_weights(model)
+    members = {member.name: member for member in known}
+    if not members:
+        raise ConfigError(f"torchvision has no weights for {model}; give a safetensors or state-dict file")
+    member = known.DEFAULT if weights.lower() == "default" else members.get(weights.rpartition(".")[2])
+    if member is None:
+        raise ConfigError(f"torchvision:{model} has no weights {weights!r}; {nearest(weights, [*members, 'default'])}")
+    source = f"torchvision's {model} {member.name}"
+    try:
+        tensors = member.get_state_dict(progress=False, check_hash=True, weights_only=True)
+    except Exception as error:
+        raise _no_download(source, member.url, error) from error
+    # DenseNet's files are older than the names of its layers
+    return source, {re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2.", key): t for key, t in tensors.items()}
+
+
+def _timm(model: str, weights: str, arguments: dict[str, Any]) -> tuple[str, dict[str, Tensor]]:
+    import timm
+
+    architecture, _, tag = model.partition(".")
+    tags = [full.partition(".")[2] for full in timm.models.get_arch_pretrained_cfgs(architecture)]
+    wanted = tag if weights.lower() == "default" else weights.removeprefix(f"{architecture}.")
+    if wanted and wanted not in tags:
+        raise ConfigError(
+            f"timm:{architecture} has no weights {wanted!r}; {nearest(wanted, [*filter(None, tags), 'default'])}"
+        )
+    full = f"{architecture}.{wanted}" if wanted else architecture
+    facts: Any = timm.get_pretrained_cfg(full)
+    if facts is None or not (facts.hf_hub_id or facts.url or facts.file):
+        raise ConfigError(f"timm has no weights for {full}; give a safetensors or state-dict file")
+    source = f"timm's {full}"
+    repository = facts.hf_hub_id and (facts.hf_hub_id + full if facts.hf_hub_id.endswith("/") else facts.hf_hub_id)
+    where = f"https://huggingface.co/{repository}" if repository else facts.url
+    try:
+        if repository and not _is_cached(repository):
+            _reach(where)  # the hub's client tries for a minute
+        arguments = {key: value for key, value in arguments.items() if key not in ("num_classes", "pretrained")}
+        return source, dict(timm.create_model(full, pretrained=True, **arguments).state_dict())
+    except Exception as error:
+        raise _no_download(source, where, error) from error
+
+
+def _is_cached(repository: str) -> bool:
+    from huggingface_hub import try_to_load_from_cache
+
+    files = ("model.safetensors", "pytorch_model.bin")
+    return any(isinstance(try_to_load_from_cache(repository, file), str) for file in files)
+
+
+def _reach(url: str) -> None:
+    """Raises `OSError` if nobody answers; an answer of any kind will do."""
+    try:
+        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=_PATIENCE).close()
+    except urllib.error.HTTPError:
+        return
+
+
+def _no_download(source: str, url: str, error: Exception) -> ConfigError:
+    text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return ConfigError(
+        f"{source} cannot be downloaded from {url}: {text}; where there is no network, bring that file here and give "
+        f"its path instead: --pretrained FILE.safetensors or FILE.pth"
+    )
+
+
+# --- how they fit ------------------------------------------------------------------------------------------------
+
+
+def _names(model: nn.Module) -> dict[str, tuple[Tensor, list[str]]]:
+    """Each tensor of the state dict once, under its first name, with all of its names."""
+    names: dict[int, tuple[Tensor, list[str]]] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if isinstance(tensor, Tensor):
+            names.setdefault(id(tensor), (tensor, []))[1].append(name)
+    return {alias[0]: (tensor, alias) for tensor, alias in names.values()}
+
+
+def _without_prefix(model: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors without what stands before all names of the network ("module.", "model.", "_orig_mod.")."""
+    own = set(model.state_dict())
+    prefixes = {""} | {key[: -len(name)] for name in [*own][:1] for key in tensors if key.endswith(f".{name}")}
+
+    def matches(prefix: str) -> int:
+        return sum(key.startswith(prefix) and key[len(prefix) :] in own for key in tensors)
+
+    best = max(sorted(prefixes, key=len), key=matches)
+    return {key.removeprefix(best): tensor for key, tensor in tensors.items()}
+
+
+def _head_of_other_size(misshapen: Mapping[str, tuple[Tensor, Tensor]]) -> tuple[int, int] | tuple[()] | None:
+    """How many classes there and here; nothing if all tensors fit, None if it is not the head alone that does not.
+
+    A layer with another number of outputs changes the inputs of those that read it. Only the last is read by none.
+    """
+    sizes = set()
+    for own, tensor in misshapen.values():
+        if not own.ndim or own.ndim != tensor.ndim or own.shape[1:] != tensor.shape[1:]:
+            return None
+        sizes.add((tensor.shape[0], own.shape[0]))
+    return () if not sizes else sizes.pop() if len(sizes) == 1 else None
+
+
+def _is_head(model: nn.Module, name: str, missing: Iterable[str], num_classes: int | None) -> bool:
+    """Is this a tensor of a layer with an output per class, none of which is there?"""
+    path, _, _ = name.rpartition(".")
+    layer = model.get_submodule(path)
+    outputs = getattr(layer, "out_features", getattr(layer, "out_channels", None))
+    own = {f"{path}.{key}" for key, _ in layer.named_parameters(recurse=False)}
+    return num_classes is not None and outputs == num_classes and own <= set(missing)
+
+
+def _copy(pairs: Mapping[str, tuple[Tensor, Tensor]], source: str) -> None:
+    for name, (_, tensor) in pairs.items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise ConfigError(f"{source}: {name!r} holds what is no number")
+    with torch.no_grad():
+        for name, (own, tensor) in pairs.items():
+            try:
+                own.copy_(tensor)
+            except RuntimeError as error:
+                raise ConfigError(f"{source}: {name!r} cannot be used: {str(error).splitlines()[0]}") from error
+
+
+def _some(names: Iterable[str]) -> str:
+    listed = list(names)
+    more = f" and {len(listed) - _SHOWN} more" if len(listed) > _SHOWN else ""
+    return ", ".join(listed[:_SHOWN]) + more
+
+
+def _count(names: list[str]) -> str:
+    return f"{len(names)} tensors have" if len(names) > 1 else "a tensor has"

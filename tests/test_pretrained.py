@@ -1,0 +1,389 @@
+"""Pretrained weights: what fits is loaded, what does not is said; a run starts from them, sorted."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+import autoslim
+import small_net
+from autoslim import load_pretrained, pretrained
+from autoslim.cli import main
+from autoslim.errors import ConfigError
+from test_pipeline import NET, artefacts
+
+
+def trained(classes: int = 7, channels: int = 16) -> nn.Module:
+    """A net whose tensors all differ from fresh ones."""
+    torch.manual_seed(1)
+    net = small_net.net(channels, classes)
+    with torch.no_grad():
+        for tensor in net.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.add_(torch.rand_like(tensor))
+    return net.eval()
+
+
+def test_a_head_of_another_size_stays_as_it_was() -> None:
+    source, net = trained(classes=7), small_net.net(classes=4)
+    head = net.head.weight.clone()
+    loaded = load_pretrained(net, source.state_dict())
+    assert loaded.classes == (7, 4)
+    assert loaded.reinitialised == ("head.weight", "head.bias")
+    assert torch.equal(net.head.weight, head)
+    assert all(
+        torch.equal(tensor, net.state_dict()[name])
+        for name, tensor in source.state_dict().items()
+        if not name.startswith("head.")
+    )
+    assert "7 classes there, 4 here" in loaded.lines()[0]
+
+
+def test_a_head_of_the_same_size_is_loaded() -> None:
+    source, net = trained(), small_net.net(classes=7)
+    loaded = load_pretrained(net, source.state_dict())
+    assert loaded.reinitialised == ()
+    x = torch.randn(3, 1, 16, 16)
+    assert torch.equal(net.eval()(x), source(x))
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: state,
+        lambda state: {"state_dict": state, "epoch": 3},
+        lambda state: {"model": {f"module.{key}": value for key, value in state.items()}, "args": {"lr": 0.1}},
+        lambda state: {f"_orig_mod.{key}": value for key, value in state.items()},
+        lambda state: {key: value.half() for key, value in state.items()},
+    ],
+)
+def test_state_dicts_as_training_scripts_save_them(tmp_path: Path, wrap: Callable[[Any], Any]) -> None:
+    source, net = trained(), small_net.net(classes=7)
+    torch.save(wrap(source.state_dict()), tmp_path / "net.pth")
+    loaded = load_pretrained(net, tmp_path / "net.pth")
+    assert len(loaded.taken) == len(source.state_dict())
+    torch.testing.assert_close(net.head.weight, source.head.weight, rtol=1e-3, atol=1e-3)
+    assert net.head.weight.dtype == torch.float32
+
+
+def test_shared_tensors_are_found_under_any_of_their_names() -> None:
+    net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    net[1].weight = net[0].weight
+    state = {"1.weight": torch.full((4, 4), 2.0), "0.bias": torch.ones(4), "1.bias": torch.ones(4)}
+    load_pretrained(net, state)
+    assert bool((net[0].weight == 2).all())
+
+
+def without(state: dict[str, Tensor], *names: str) -> dict[str, Tensor]:
+    return {key: value for key, value in state.items() if key not in names}
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda s: without(s, "stem.0.weight"), "lacks 1 tensors of the network: stem.0.weight"),
+        (lambda s: {**without(s, "stem.0.weight"), "stem.weight": s["stem.0.weight"]}, "it has stem.weight instead"),
+        (lambda s: {**s, "stem.0.weight": torch.ones(16, 3, 3, 3)}, r"'stem.0.weight' is \(16, 3, 3, 3\) there"),
+        (lambda s: trained(channels=8).state_dict(), "is of another network: .* tensors have another shape there"),
+        (
+            lambda s: {**s, "stem.0.weight": s["stem.0.weight"] * float("nan")},
+            "'stem.0.weight' holds what is no number",
+        ),
+        (lambda s: {"a.weight": torch.ones(3)}, "has no tensor of the network: it has a.weight, the network stem.0"),
+    ],
+)
+def test_what_does_not_fit_is_one_line_and_changes_nothing(change: Callable[[Any], Any], text: str) -> None:
+    net = small_net.net(classes=7)
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    with pytest.raises(ConfigError, match=text) as error:
+        load_pretrained(net, change(trained().state_dict()))
+    assert "\n" not in str(error.value)
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+
+
+def test_tensors_left_over_and_a_head_that_is_absent_are_said() -> None:
+    net = small_net.net(classes=4)
+    state = {**without(trained().state_dict(), "head.weight", "head.bias"), "aux.weight": torch.ones(2)}
+    with pytest.raises(ConfigError, match="lacks 2"):
+        load_pretrained(net, state)
+    loaded = load_pretrained(net, state, num_classes=4)
+    assert loaded.reinitialised == ("head.weight", "head.bias")
+    assert loaded.lines()[1].endswith("none of that name: aux.weight")
+    old = {key: value for key, value in trained(4).state_dict().items() if "num_batches" not in key}
+    assert load_pretrained(net, old).reinitialised == ()  # files older than that buffer
+
+
+class Bomb:
+    def __reduce__(self) -> Any:
+        return os.system, ("touch exploded",)
+
+
+def test_nothing_in_a_file_is_ever_run(in_tmp: Path) -> None:
+    torch.save({"state_dict": trained().state_dict(), "args": Bomb()}, "bomb.pth")
+    Path("plain.pth").write_bytes(pickle.dumps(Bomb()))
+    torch.save(trained(), "whole.pth")
+    for name in ("bomb.pth", "plain.pth", "whole.pth"):
+        with pytest.raises(ConfigError, match=f"{name} cannot be read: ") as error:
+            load_pretrained(small_net.net(classes=7), name)
+        assert "\n" not in str(error.value)
+    assert not Path("exploded").exists()
+
+
+@pytest.mark.parametrize("name", ["net.safetensors", "net.pth"])
+def test_damaged_files_are_one_line_each(tmp_path: Path, name: str) -> None:
+    whole = tmp_path / name
+    if name.endswith("safetensors"):
+        save_file(trained().state_dict(), whole)
+    else:
+        torch.save(trained().state_dict(), whole)
+    content = whole.read_bytes()
+    net = small_net.net(classes=7)
+    for cut in (0, 1, 8, 100, len(content) // 2, len(content) - 1):
+        whole.write_bytes(content[:cut])
+        with pytest.raises(ConfigError, match=r"cannot be read|no state dict") as error:
+            load_pretrained(net, whole)
+        assert "\n" not in str(error.value)
+    torch.save([1, 2], tmp_path / "list.pth")
+    with pytest.raises(ConfigError, match="no state dict, but list"):
+        load_pretrained(net, tmp_path / "list.pth")
+    with pytest.raises(ConfigError, match="are a directory"):
+        load_pretrained(net, tmp_path)
+    with pytest.raises(ConfigError, match=f"no file .*; did you mean '{name}'"):
+        load_pretrained(net, tmp_path / name.replace("net", "nett"))
+
+
+# --- by name -----------------------------------------------------------------------------------------------------
+
+
+def test_torchvision_weights_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    models = pytest.importorskip("torchvision").models
+    published = models.shufflenet_v2_x0_5(weights=None)
+    asked: dict[str, Any] = {}
+
+    def get(self: Any, **options: Any) -> dict[str, Tensor]:
+        asked.update(options, member=self.name)
+        return dict(published.state_dict())
+
+    monkeypatch.setattr(models.WeightsEnum, "get_state_dict", get)
+    for name in ("default", "IMAGENET1K_V1"):
+        net = models.shufflenet_v2_x0_5(weights=None, num_classes=3)
+        loaded = load_pretrained(net, name, name="torchvision:shufflenet_v2_x0_5")
+        assert loaded.source == "torchvision's shufflenet_v2_x0_5 IMAGENET1K_V1"
+        assert loaded.classes == (1000, 3)
+        assert asked["weights_only"] is True
+        assert asked["check_hash"] is True
+    with pytest.raises(ConfigError, match="no weights 'IMAGENET1K_V7'; did you mean 'IMAGENET1K_V1'"):
+        load_pretrained(net, "IMAGENET1K_V7", name="torchvision:shufflenet_v2_x0_5")
+
+
+def test_timm_weights_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    timm = pytest.importorskip("timm")
+    build, asked = timm.create_model, {}
+
+    def create(name: str, pretrained: bool = False, **options: Any) -> nn.Module:
+        asked.update(name=name, pretrained=pretrained, **options)
+        return build(name.partition(".")[0], **options)
+
+    monkeypatch.setattr(timm, "create_model", create)
+    monkeypatch.setattr(pretrained, "_reach", lambda url: None)
+    net = build("mobilenetv3_small_050", num_classes=5)
+    loaded = load_pretrained(net, "lamb_in1k", name="timm:mobilenetv3_small_050", model_args={"num_classes": 5})
+    assert loaded.classes == (1000, 5)
+    assert asked == {"name": "mobilenetv3_small_050.lamb_in1k", "pretrained": True}
+    with pytest.raises(ConfigError, match="no weights 'lamb_in2k'; did you mean 'lamb_in1k'"):
+        load_pretrained(net, "lamb_in2k", name="timm:mobilenetv3_small_050")
+
+
+@pytest.mark.parametrize("family", ["torchvision", "timm"])
+def test_without_a_network_a_file_is_named_as_the_way_out(monkeypatch: pytest.MonkeyPatch, family: str) -> None:
+    pytest.importorskip(family)
+
+    def fail(*args: Any, **options: Any) -> None:
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr("urllib.request.urlopen", fail)
+    monkeypatch.setattr(pretrained, "_is_cached", lambda repository: False)
+    monkeypatch.setenv("TORCH_HOME", "/nonexistent")
+    monkeypatch.setattr("os.makedirs", lambda *args, **options: None)
+    name = {"torchvision": "resnet18", "timm": "tf_efficientnet_lite0"}[family]
+    net = small_net.net()
+    with pytest.raises(
+        ConfigError, match=r"cannot be downloaded from https://.*give its path instead: --pretrained FILE"
+    ):
+        load_pretrained(net, "default", name=f"{family}:{name}")
+
+
+def test_only_two_libraries_have_weights_by_name() -> None:
+    with pytest.raises(ConfigError, match="are no file, and only models of torchvision and timm"):
+        load_pretrained(small_net.net(), "default", name=NET)
+
+
+# --- runs --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small(in_tmp: Path, shapes_npz: Path) -> Path:
+    """A configuration that runs in seconds."""
+    values = {
+        "model": NET,
+        "data": {"source": str(shapes_npz), "holdout": 150, "augment": "none"},
+        "space": {"bins": 4, "divisor": 4, "min_ratio": 0.25},
+        "train": {"epochs": 2, "batch_size": 50, "lr": 0.05},
+        "slim": {"budgets": ["50%"], "batch_size": 150},
+        "retrain": {"epochs": 1, "batch_size": 50, "lr": 0.05},
+        "export": {"onnx": False, "report": False},
+        "calibration_images": 100,
+        "threads": 1,
+    }
+    path = in_tmp / "small.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+@pytest.fixture
+def weights(in_tmp: Path) -> Path:
+    save_file(trained().state_dict(), in_tmp / "net.safetensors")
+    return in_tmp / "net.safetensors"
+
+
+def test_a_run_starts_from_the_sorted_weights(
+    small: Path,
+    in_tmp: Path,
+    weights: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["run", str(small), "--pretrained", str(weights), "--json"]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "the class head is re-initialised (7 classes there, 4 here): head.weight, head.bias" in said
+    assert "sorted: 3 of 3 groups by l1; outputs differ by" in said
+    root = in_tmp / "runs" / "small"
+    stated = yaml.safe_load((root / "config.yaml").read_text())
+    assert stated["pretrained"] == str(weights)
+    assert stated["train"]["sort"] == "l1"
+    assert stated["retrain"]["init"] == "supernet"
+
+    start, given = load_file(root / "supernet" / "start.safetensors"), load_file(weights)
+    assert not torch.equal(start["stem.0.weight"], given["stem.0.weight"])  # in another order
+    net, old = small_net.net(), trained()
+    net.load_state_dict(start)
+    net.head = old.head = nn.Identity()
+    x = torch.randn(4, 1, 16, 16)
+    sums = start["stem.0.weight"].abs().sum((1, 2, 3)) + sum(
+        start[f"blocks.{i}.3.weight"].abs().sum((1, 2, 3)) for i in range(2)
+    )
+    assert bool((sums.diff() <= 1e-4).all()), "the largest first"
+    sorted_features, features = (each.eval()(x).sort(dim=1).values for each in (net, old))
+    torch.testing.assert_close(sorted_features, features, rtol=1e-4, atol=1e-4)
+
+    before, start_bytes = artefacts(root), (root / "supernet" / "start.safetensors").read_bytes()
+    weights.unlink()  # what was computed once is not asked for again
+    assert main(["run", str(small), "--pretrained", str(weights)]) == 0
+    assert artefacts(root) == before
+    assert (root / "supernet" / "start.safetensors").read_bytes() == start_bytes
+
+
+def test_a_run_killed_after_the_start_goes_on_from_it(
+    small: Path,
+    in_tmp: Path,
+    weights: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert main(["train", str(small), "--pretrained", str(weights)]) == 0
+    whole = (in_tmp / "runs" / "small" / "supernet" / "model.safetensors").read_bytes()
+
+    from autoslim import pipeline
+
+    def killed(*args: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    again = ["train", str(small), "--pretrained", str(weights), "--run-dir", "again"]
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "_train", killed)
+        assert main(again) == 130
+    weights.write_bytes(b"")  # not needed any more
+    assert main(again) == 0
+    assert (in_tmp / "again" / "supernet" / "model.safetensors").read_bytes() == whole
+
+
+@pytest.mark.parametrize("sort", ["none", "gamma", "first-order"])
+def test_each_way_to_sort(small: Path, in_tmp: Path, weights: Path, sort: str) -> None:
+    options = ["--pretrained", str(weights), "--set", f"train.sort={sort}", "--set", "train.epochs=1"]
+    assert main(["train", str(small), *options]) == 0
+    start, given = load_file(in_tmp / "runs" / "small" / "supernet" / "start.safetensors"), load_file(weights)
+    moved = not torch.equal(start["blocks.0.0.weight"], given["blocks.0.0.weight"])
+    assert moved == (sort != "none")
+    one, other = (tensors["blocks.0.0.weight"].flatten().sort().values for tensors in (start, given))
+    torch.testing.assert_close(one, other)
+
+
+def test_uniform_nets_start_from_the_supernet_too(
+    small: Path,
+    in_tmp: Path,
+    weights: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Both are cut out of the supernet's weights: without a step of training they are its slices."""
+
+    monkeypatch.setattr("autoslim.train.Training.run_epoch", _no_training)
+    assert main(["run", str(small), "--pretrained", str(weights), "--set", "slim.budgets=[50%]"]) == 0
+    root = in_tmp / "runs" / "small"
+    supernet = load_file(root / "supernet" / "model.safetensors")["head.bias"]
+    for directory in (root / "subnets" / "50%", root / "subnets" / "50%" / "uniform"):
+        net = autoslim.load_subnet(directory)
+        assert torch.equal(net.head.bias, supernet), directory
+        assert net.head.weight.shape[1] < 16 or net.blocks[0][0].out_channels < 32
+
+
+def _no_training(training: Any, *args: Any, **options: Any) -> Any:
+    training.epoch += 1
+    return autoslim.train.EpochLog(training.epoch, {"loss": 0.0}, 0.0)
+
+
+@pytest.mark.parametrize("system", ["s-net", "i-net"])
+def test_other_systems_start_from_them_too(
+    small: Path,
+    in_tmp: Path,
+    weights: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    system: str,
+) -> None:
+    monkeypatch.setattr("autoslim.train.Training.run_epoch", _no_training)
+    ratios = ["--system", system, "--set", "ratios=[1.0, 0.5]"]
+    assert main(["run", str(small), "--pretrained", str(weights), *ratios]) == 0
+    root = in_tmp / "runs" / "small"
+    start = load_file(root / "supernet" / "start.safetensors")
+    net = autoslim.load_subnet(root / "subnets" / "width-0.5")
+    assert torch.equal(net.stem[0].weight, start["stem.0.weight"][: net.stem[0].out_channels])
+
+
+def test_the_defaults_that_depend_on_it_can_be_overridden() -> None:
+    from autoslim.config import make_config
+
+    plain = make_config({"model": NET})
+    assert (plain.pretrained, plain.train.sort, plain.retrain.init) == (None, "none", "scratch")
+    given = {"model": NET, "pretrained": True, "train": {"sort": "gamma"}, "retrain": {"init": "scratch"}}
+    config = make_config(given)
+    assert (config.pretrained, config.train.sort, config.retrain.init) == ("default", "gamma", "scratch")
+    assert make_config({**given, "pretrained": False}).pretrained is None
+    assert make_config(config.plain()) == config
+    with pytest.raises(ConfigError, match=r"train\.sort"):
+        make_config({"model": NET, "train": {"sort": "l2"}})
+
+
+def test_mistakes_on_the_command_line(small: Path, in_tmp: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save({"a": torch.ones(2)}, "other.pth")
+    for given, text in (("missing.pth", "no file 'missing.pth'"), ("other.pth", "has no tensor of the network")):
+        assert main(["run", str(small), "--pretrained", given]) == 2
+        error = capsys.readouterr().err.strip().splitlines()[-1]
+        assert error.startswith("error: ")
+        assert text in error
+    assert not (in_tmp / "runs" / "small" / "supernet").exists()
