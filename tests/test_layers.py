@@ -90,6 +90,17 @@ def test_imports_point_one_way() -> None:
                 assert order.index(other) < order.index(name), f"{path.name} imports {other}, which lies above it"
 
 
+def test_imports_within_data_point_one_way() -> None:
+    order = ["memory", "randomness", "pixels", "sets", "splits", "augment", "mixing", "loading", "reading"]
+    order += ["arrays", "datasets", "folders", "hub", "shards", "batches", "load", "__init__"]
+    assert sorted(path.stem for path in (SOURCE / "data").glob("*.py")) == sorted(order)
+    for name in order:
+        tree = ast.parse((SOURCE / "data" / f"{name}.py").read_text())
+        nodes = [n.module.split(".") for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module]
+        for module in (parts[2] for parts in nodes if parts[:2] == ["autoslim", "data"] and len(parts) > 2):
+            assert order.index(module) < order.index(name), f"data/{name}.py imports {module}, which lies above it"
+
+
 @pytest.mark.parametrize("name", WITHOUT_TORCH)
 def test_it_needs_no_torch(name: str) -> None:
     code = f"import sys, autoslim.{name}; sys.exit('torch' in sys.modules)"
