@@ -79,9 +79,8 @@ def steps(
     return sandwich, plain
 
 
-def compare(name: str, size: int, precision: str, draws: int, rounds: int) -> dict[str, Any]:
+def compare(name: str, size: int, precision: str, batch: int, draws: int, rounds: int) -> dict[str, Any]:
     torch.manual_seed(0)
-    batch = BATCHES[size]
     model = torchvision.models.get_model(name, weights=None)
     supernet = Supernet(model, trace(model, torch.zeros(1, 3, size, size)).with_choices()).train()
     images, targets = torch.randn(batch, 3, size, size), torch.randint(0, 1000, (batch,))
@@ -134,11 +133,11 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.quick:
-        cases, draws, rounds, memories = [("mobilenet_v2", 64, p) for p in ("fp32", "bf16")], 1, 4, []
+        cases, draws, rounds = [("mobilenet_v2", 64, p, 32) for p in ("fp32", "bf16")], 1, 4
         memories = [("mobilenet_v2", 64, 64)]
     else:
         nets = ("mobilenet_v2", "resnet50")
-        cases = [(net, size, p) for net in nets for size in BATCHES for p in ("fp32", "bf16")]
+        cases = [(net, size, p, BATCHES[size]) for net in nets for size in BATCHES for p in ("fp32", "bf16")]
         draws, rounds = 3, 5
         memories = [(net, size, batch) for net in nets for size, batch in BATCHES.items()]
     record = {

@@ -162,7 +162,7 @@ def finished(processes: list[subprocess.Popen[str]]) -> tuple[list[int], list[tu
 
 def wait_for_epochs(root: Path, count: int, processes: list[subprocess.Popen[str]]) -> None:
     log = root / "train.jsonl"
-    for _ in range(4000):
+    for _ in range(15000):  # a busy machine takes a minute to import torch
         if log.exists() and len(log.read_text().splitlines()) >= count:
             return
         assert all(process.poll() is None for process in processes), [p.communicate() for p in processes]
@@ -210,7 +210,7 @@ def test_a_run_of_two_ends_as_it_would_have_without_a_lost_process_and_may_go_on
 @pytest.mark.slow
 def test_torchrun_starts_lost_processes_again_from_the_last_checkpoint(config: Path, in_tmp: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "2"]
-    command += ["--master-port", str(free_port()), "-m", "autoslim", "run", str(config), "--set", "train.epochs=8"]
+    command += ["--master-port", str(free_port()), "-m", "autoslim", "run", str(config), "--set", "train.epochs=20"]
     process = subprocess.Popen(
         [*command, "--run-dir", "again"], env=ENVIRONMENT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
@@ -224,5 +224,5 @@ def test_torchrun_starts_lost_processes_again_from_the_last_checkpoint(config: P
     assert process.returncode == 0, err
     assert "continues after epoch" in err
     lines = [json.loads(line) for line in (in_tmp / "again" / "train.jsonl").read_text().splitlines()]
-    assert [line["epoch"] for line in lines if line["stage"] == "supernet"] == list(range(1, 9))
+    assert [line["epoch"] for line in lines if line["stage"] == "supernet"] == list(range(1, 21))
     assert (in_tmp / "again" / "results.json").exists()

@@ -657,8 +657,8 @@ def _train(
             if world().is_main:
                 job.run.log_epoch({"stage": stage, **asdict(log), **measured})
             save()
-            if interruption.is_asked and not training.is_done:
-                raise interruption.stop()
+        if agreed(lambda: interruption.is_asked):  # since the last step; elsewhere it would be forgotten
+            raise interruption.stop()
     training.finish()
 
 
