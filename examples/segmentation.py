@@ -108,7 +108,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
         print(f"epoch {epoch + 1}: {', '.join(f'{name} {value:.3f}' for name, value in losses.items())}")
 
     cost = autoslim.MacCost(space)
-    judge = autoslim.RacingJudge(supernet, held_out, score)
+    judge = autoslim.RacingJudge(supernet, held_out, score, keep_bytes=0)  # small images: keeping results would not pay
     *_, last = autoslim.greedy_slim(space, judge, cost, [options.budget])
     found = autoslim.extract(model, space, last.widths)
     autoslim.recalibrate_batchnorm(found, [images for images, _ in train])
