@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from autoslim.cost import Budget
 from autoslim.errors import BudgetError, ConfigError, nearest
@@ -91,6 +91,12 @@ class SlimConfig(_Strict):
         if self.rule != "auto":
             return self.rule
         return "score-per-cost" if any(len(Budget.parse_all(text)) > 1 for text in self.budgets) else "score"
+
+    @model_validator(mode="after")
+    def _screens_what_it_can(self) -> SlimConfig:
+        if self.screen is not None and self.judge == "exhaustive":
+            raise ConfigError("slim.screen needs slim.judge racing or reuse; exhaustive looks at every candidate")
+        return self
 
     @field_validator("budgets", mode="before")
     @classmethod
