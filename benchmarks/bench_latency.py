@@ -1,13 +1,16 @@
 """Latency as tables predict it against real end-to-end measurements in the same session, over random subnets.
 
     python benchmarks/bench_latency.py             # MobileNetV2, ResNet-50; 1 and 2 threads; torch, onnxruntime
-    python benchmarks/bench_latency.py --models mobilenet_v2 --threads 1 --runtimes torch --nets 10 --profiled 12
+    python benchmarks/bench_latency.py --quick     # MobileNetV2 at 96 px, 1 thread, torch, a few nets: a minute or two
+    python benchmarks/bench_latency.py --models resnet50 --runtimes onnxruntime --threads 2     # one session
 
-For each model, runtime and number of threads: a table is measured (a fresh one, on subnets of its own), then random
-subnets are measured end to end, each twice at different times, and predicted. Two kinds: "around" draws a ratio between
-0.25 and 1 for each net and its widths around it, "independent" draws every width by itself, which gives nets of
-about equal latency. Resumes: a record is written after each net, to benchmarks/results/latency.json, and latency.md is
-written from that. `again` compares the two measurements with each other, which no prediction can better.
+For each model, runtime and number of threads, a session: a table is measured (a fresh one, on subnets of its own), then
+random subnets are measured end to end, each twice at different times, and predicted. Two kinds: "around" draws a ratio
+between 0.25 and 1 for each net and its widths around it, "independent" draws every width by itself, which gives nets of
+about equal latency. Resumes session by session: a session that is complete in benchmarks/results/latency.json stays as
+it is (unless `--again`), one that was killed is begun anew, for a prediction is compared with measurements of the same
+session. latency.md is written from the complete ones. `again` compares the two measurements with each other, which no
+prediction can better. The last line is one JSON object with the worst of all sessions and both kinds.
 """
 
 from __future__ import annotations
@@ -16,17 +19,20 @@ import argparse
 import json
 import random
 import statistics
-import subprocess
+import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from autoslim import ChannelSpace, LatencyCost, Widths, extract, measure_latency_table, trace
 from autoslim.files import read_json, write_json, write_whole
 from autoslim.latency import processor, sample_around, spread
-from autoslim.runtimes import OnnxNets, Prepared
+from autoslim.run import provenance
+from autoslim.runtimes import ON_CPU, OnnxNets, Prepared
 from paper.ranking import spearman
 
 RESULTS = Path(__file__).parent / "results"
@@ -40,53 +46,69 @@ def drawn(space: ChannelSpace, kind: str, count: int) -> list[Widths]:
     return [sample_around(space, rng, rng.uniform(0.25, 1.0)) for _ in range(count)]
 
 
-def built(name: str) -> torch.nn.Module:
+def built(name: str) -> nn.Module:
     """The network with statistics as after training, so that exporting folds them as it would then."""
     import torchvision
 
     torch.manual_seed(0)
     model = torchvision.models.get_model(name, weights=None).eval()
     for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            torch.nn.init.normal_(module.bias, 0, 0.1)
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.bias, 0, 0.1)
             module.running_mean.normal_(0, 0.1)
     return model
 
 
-def measure(options: argparse.Namespace, name: str, runtime: str, threads: int, record: dict[str, Any]) -> None:
-    """Fill one record: the table, then two rounds over the nets, written after each net."""
+def measure(options: argparse.Namespace, name: str, runtime: str, threads: int) -> dict[str, Any]:
+    """One session: the table, then two rounds over the nets."""
     model, image = built(name), torch.randn(1, 3, options.size, options.size)
     space = trace(model, image).with_choices()
-    started = time.perf_counter()
-    cache = options.out.parent / ".latency"
-    table = measure_latency_table(
-        model, space, image, runtime=runtime, threads=threads, nets=options.profiled, cache=cache
-    )
-    record.setdefault("about", dict(table.about))
-    record.setdefault("table_seconds", round(time.perf_counter() - started, 1))
-    record.setdefault("rows", len(table.rows))
-    cost = LatencyCost(space, table)
-    onnx: OnnxNets | None = None
     nets = {f"{kind} {i}": widths for kind in KINDS for i, widths in enumerate(drawn(space, kind, options.nets))}
-    found = record.setdefault("nets", {})
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory() as scratch:  # never a table of another session
+        table = measure_latency_table(
+            model, space, image, runtime=runtime, threads=threads, nets=options.profiled, cache=Path(scratch)
+        )
+    table_seconds = time.perf_counter() - started
+    cost = LatencyCost(space, table)
+    onnx = OnnxNets(model, space, image) if runtime in ON_CPU else None
+    found: dict[str, dict[str, Any]] = {
+        key: {"predicted_ms": cost(widths), "widths": list(widths.values())} for key, widths in nets.items()
+    }
     for round_ in ("ms", "again_ms"):
         for key, widths in nets.items():
-            if round_ in found.get(key, {}):
-                continue
             net = extract(model, space, widths).eval()
-            if runtime == "onnxruntime" and onnx is None:
-                onnx = OnnxNets(model, space, image)
             prepared = Prepared(runtime, net, image, threads, onnx.at(widths, net) if onnx else None)
             samples = prepared.passes(options.repeats, warmup=5, seconds=5.0)
-            entry = found.setdefault(key, {"predicted_ms": cost(widths), "widths": list(widths.values())})
-            entry |= {round_: statistics.median(samples), f"{round_.removesuffix('ms')}spread_ms": spread(samples)}
-            write_json(options.out, options.records)
+            found[key] |= {round_: statistics.median(samples), f"{round_.removesuffix('ms')}spread_ms": spread(samples)}
+            say(
+                f"{name} {runtime} {threads}, {key}: {found[key][round_]:.2f} ms, {found[key]['predicted_ms']:.2f} predicted"
+            )
+    return {
+        "settings": settings(options),
+        "about": dict(table.about),
+        "table_seconds": round(table_seconds, 1),
+        "session_seconds": round(time.perf_counter() - started, 1),
+        "rows": len(table.rows),
+        "nets": found,
+        "provenance": provenance(),
+    }
+
+
+def settings(options: argparse.Namespace) -> dict[str, int]:
+    """What makes sessions comparable."""
+    return {key: getattr(options, key) for key in ("nets", "profiled", "repeats", "size")}
+
+
+def say(text: str) -> None:
+    """Progress, with the time."""
+    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
 
 def summary(record: dict[str, Any], kind: str) -> dict[str, float]:
-    nets = [net for key, net in record["nets"].items() if key.startswith(kind) and "ms" in net]
+    nets = [net for key, net in record["nets"].items() if key.startswith(kind)]
     real, predicted = [net["ms"] for net in nets], [net["predicted_ms"] for net in nets]
-    again = [net.get("again_ms", net["ms"]) for net in nets]
+    again = [net["again_ms"] for net in nets]
     errors = [abs(p - r) / r for p, r in zip(predicted, real, strict=True)]
     return {
         "nets": len(nets),
@@ -100,13 +122,13 @@ def summary(record: dict[str, Any], kind: str) -> dict[str, float]:
     }
 
 
-def report(records: dict[str, Any], command: str) -> str:
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+def report(records: dict[str, Any]) -> str:
+    about = max((record["provenance"] for record in records.values()), key=lambda each: each["date"])
     lines = [
         "# Predicted and real latency",
         "",
-        f"`{command}`; {time.strftime('%Y-%m-%d')}, commit {commit.stdout.strip()}, {processor()}, torch "
-        f"{torch.__version__}. Error: |predicted - measured| / measured, median over the nets and worst. `again`: the same "
+        f"`python benchmarks/bench_latency.py`; {about['date'][:10]}, commit {about['commit']}, {processor()}, "
+        f"{about['machine']}. Error: |predicted - measured| / measured, median over the nets and worst. `again`: the same "
         "nets measured once more in the same session, against the first time. Raw records: latency.json.",
         "",
         "| model | runtime | threads | nets | ms | median error | worst | Spearman | again: error | again: Spearman | table |",
@@ -114,8 +136,6 @@ def report(records: dict[str, Any], command: str) -> str:
     ]
     for key, record in records.items():
         for kind in KINDS:
-            if not any(name.startswith(kind) and "ms" in net for name, net in record.get("nets", {}).items()):
-                continue
             s = summary(record, kind)
             lines.append(
                 f"| {' | '.join(key.split())} | {s['nets']:.0f} {kind} | {s['least']:.1f}-{s['most']:.1f} | "
@@ -134,20 +154,37 @@ def main() -> None:
     parser.add_argument("--profiled", type=int, default=60, help="subnets that a table is measured on")
     parser.add_argument("--repeats", type=int, default=30)
     parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--again", action="store_true", help="measure complete sessions again")
+    parser.add_argument("--quick", action="store_true", help="one small session, written beside the results")
     parser.add_argument("--out", type=Path, default=RESULTS / "latency.json")
     options = parser.parse_args()
-    options.records = read_json(options.out) if options.out.exists() else {}
+    if options.quick:
+        options.models, options.runtimes, options.threads = (
+            options.models[:1],
+            options.runtimes[:1],
+            options.threads[:1],
+        )
+        options.nets, options.profiled, options.repeats, options.size = 6, 12, 10, 96
+        options.out = options.out.with_name("latency_quick.json")
+    records: dict[str, Any] = read_json(options.out) if options.out.exists() else {}
     for name in options.models:
         for runtime in options.runtimes:
             for threads in options.threads:
-                record = options.records.setdefault(f"{name} {runtime} {threads}", {})
-                measure(options, name, runtime, threads, record)
-                write_json(options.out, options.records)
-                text = report(options.records, "python benchmarks/bench_latency.py")
-                write_whole(options.out.with_suffix(".md"), text)
-                print(text)
-    worst = [summary(record, "around") for record in options.records.values()]
-    print(json.dumps({"error": max(s["error"] for s in worst), "spearman": min(s["spearman"] for s in worst)}))
+                key = f"{name} {runtime} {threads}"
+                if not options.again and records.get(key, {}).get("settings") == settings(options):
+                    say(f"{key}: measured before")
+                    continue
+                records[key] = measure(options, name, runtime, threads)
+                write_json(options.out, records)
+                write_whole(options.out.with_suffix(".md"), report(records))
+    print(report(records))
+    worst = {kind: [summary(record, kind) for record in records.values()] for kind in KINDS}
+    found = {
+        kind: {"error": max(s["error"] for s in each), "spearman": min(s["spearman"] for s in each)}
+        for kind, each in worst.items()
+    }
+    # widths drawn independently give nets of about equal latency, whose order is mostly noise: see `again`
+    print(json.dumps(found["around"] | {"sessions": len(records), "independent": found["independent"]}))
 
 
 if __name__ == "__main__":

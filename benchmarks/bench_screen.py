@@ -13,9 +13,11 @@ import argparse
 import json
 import random
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from autoslim import Judge, MacCost, Supernet, trace, zoo
 from autoslim.data import Batches, load_data
@@ -23,13 +25,18 @@ from autoslim.export import load_tensors
 from autoslim.screening import estimates
 from autoslim.train import load_unshared
 
-DATA = Path("~/.cache/autoslim-data/cifar10.npz").expanduser()
+DATA = Path("~/.cache/autoslim-data/fashion-mnist.npz").expanduser()
+NETS: dict[str, Callable[..., nn.Module]] = {
+    "mobilenet_v2": lambda **options: zoo.mobilenet_v2(0.5, num_classes=10, **options),
+    "resnet50": lambda **options: zoo.resnet50(0.25, num_classes=10, **options),
+}
 COUNTS = (1, 3, 6, 12)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--supernet", type=Path, required=True)
+    parser.add_argument("--bins", type=int, default=4, help="of the supernet")
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--batch-size", type=int, default=250)
@@ -37,9 +44,10 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=DATA)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    data = load_data(str(options.data), holdout=10_000)
-    model = zoo.mobilenet_v2(0.5, num_classes=10)
-    space = trace(model, torch.zeros(1, 3, 32, 32)).with_choices(bins=12, divisor=4, min_ratio=1 / 4)
+    data = load_data(str(options.data), image_size=32, holdout=10_000)
+    model = NETS[options.supernet.stem](in_channels=data.image_shape[0])
+    example = torch.zeros(1, *data.image_shape)
+    space = trace(model, example).with_choices(bins=options.bins, divisor=4, min_ratio=1 / 4)
     load_unshared(model, load_tensors(options.supernet)[0])
     images = list(Batches(data.holdout.subset(range(options.images)), options.batch_size, mean=data.mean, std=data.std))
     judge, cost, rng = Judge(Supernet(model, space), images), MacCost(space), random.Random(0)

@@ -71,6 +71,21 @@ def test_a_step_allocates_no_more_than_it_may(name: str, images: int) -> None:
         assert judge._reused(space.full(), candidates, batches[0][0])
 
 
+def test_a_backward_pass_is_counted() -> None:
+    torch.manual_seed(0)
+    net = zoo.resnet20(0.5)
+    space = trace(net, torch.zeros(1, 3, 16, 16)).with_choices(3, 4, 0.25)
+    fit = fit_batches(space, 12e6, screened=True)
+    assert 2 <= fit.batch_size < fit_batches(space, 12e6).batch_size
+    batches = [(torch.randn(fit.batch_size, 3, 16, 16), torch.zeros(fit.batch_size, dtype=torch.long))]
+    candidates = {g: c for g in space.groups if (c := space.narrowed(space.full(), g)) is not None}
+    with Allocated() as allocated:
+        RacingJudge(Supernet(net, space), batches, keep_bytes=fit.keep_bytes, screen=2).compare(
+            space.full(), candidates
+        )
+    assert allocated.peak + weights_of(net) <= 12e6
+
+
 def test_the_limit_decides_and_says_what_would_do() -> None:
     net = zoo.resnet20(0.5)
     space = trace(net, torch.zeros(1, 3, 16, 16)).with_choices(3, 4, 0.25)
@@ -96,11 +111,15 @@ def test_a_run_keeps_its_batches(
     assert "slim.memory_gb=1e-05: 10K bytes are too little" in fails(
         capsys, "run", config, "--set", "slim.memory_gb=1e-5"
     )
-    assert run("run", config, "--set", "slim.memory_gb=0.003") == 0
+    screened = ("--set", "slim.screen=2", "--set", "slim.judge=exhaustive")
+    assert "slim.screen needs slim.judge racing or reuse" in fails(capsys, "run", config, *screened)
+    assert not (in_tmp / "runs" / "small" / "supernet").exists()
+    assert run("run", config, "--set", "slim.memory_gb=0.003", "--set", "slim.screen=2") == 0
     root = in_tmp / "runs" / "small"
     kept = json.loads((root / "batches.json").read_text())
     assert 2 <= kept["batch_size"] < 150
-    assert f"batches of {150 // -(-150 // kept['batch_size'])} images" in capsys.readouterr().err
+    count = -(-150 // kept["batch_size"])
+    assert f"batches of {-(-150 // count)} images" in capsys.readouterr().err
     path = (root / "slim.jsonl").read_bytes()
     whole = artefacts(root)
     (root / "slim.jsonl").write_bytes(b"".join(path.splitlines(keepends=True)[:2]))

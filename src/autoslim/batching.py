@@ -16,6 +16,8 @@ from autoslim.space import ChannelSpace, Widths
 KEPT_BYTES = 2 * 1024**3
 _TRIAL = 20  # measured: three images, in double precision, every result of two passes with copies, in such images
 
+_BACKWARD = 1.5  # every activation, and the gradients on their way
+
 
 @dataclass(frozen=True)
 class Fit:
@@ -33,6 +35,7 @@ def fit_batches(
     keep_bytes: int = KEPT_BYTES,
     samples: int = 1,
     element_bytes: int = 4,
+    screened: bool = False,
 ) -> Fit:
     """The largest batches, at most `batch_size`, with which a search stays within `memory_bytes`.
 
@@ -40,6 +43,7 @@ def fit_batches(
     the trial passes by which a `ReuseJudge` finds out what can be kept; not the images, and not the scratch space of
     kernels (see `PeakMemoryCost`). Half of what the weights leave is for the pass, the rest for what is kept. If the
     trial takes more than a third, nothing is kept. `samples`: images in the example that the space was traced with.
+    `screened`: there is a backward pass too, which holds every activation of a batch and the gradients of the weights.
     Raises `ConfigError` if two images are too many, or if the space does not know how long activations live.
     """
     if not space.activations:
@@ -50,13 +54,17 @@ def fit_batches(
     )
     image = (PeakMemoryCost(space, element_bytes)(full) - weights) / samples
     left = memory_bytes - 2 * weights  # a candidate's tensors may be copies
+    if screened:
+        image = _BACKWARD * _all_results(space, element_bytes, full) / samples
+        left -= 2 * weights  # gradients, and their products with the weights
     least = 2 * image
     if left < least:
+        beside = memory_bytes - left
         raise ConfigError(
-            f"{readable(memory_bytes)} bytes are too little for a search: the weights take {readable(2 * weights)}, a "
-            f"pass of two images {readable(least)} bytes; allow {readable(2 * weights + least)} or smaller images"
+            f"{readable(memory_bytes)} bytes are too little for a search: the weights take {readable(beside)}, a pass "
+            f"of two images {readable(least)} bytes; allow {readable(beside + least)} or smaller images"
         )
-    trial = 3 * weights + _TRIAL * _all_results(space, element_bytes) / samples
+    trial = 3 * weights + _TRIAL * _all_results(space, element_bytes, _narrow(space)) / samples
     if keep_bytes == 0 or trial > left / 3:
         return Fit(min(batch_size, int(left // image)), 0)
     left -= trial
@@ -64,7 +72,11 @@ def fit_batches(
     return Fit(size, max(0, min(keep_bytes, int(left - size * image))))
 
 
-def _all_results(space: ChannelSpace, element_bytes: int) -> float:
-    """Bytes of every activation of the example, at the narrow widths of the trial."""
-    narrow = Widths((g.name, g.choices[min(2, len(g.choices) - 1)]) for g in space.groups.values())
-    return element_bytes * sum(each.scale * prod(axis.kept(narrow) for axis in each.axes) for each in space.activations)
+def _narrow(space: ChannelSpace) -> Widths:
+    """At most so wide are the nets of the trial."""
+    return Widths((g.name, g.choices[min(2, len(g.choices) - 1)]) for g in space.groups.values())
+
+
+def _all_results(space: ChannelSpace, element_bytes: int, widths: Widths) -> float:
+    """Bytes of every activation of the example."""
+    return element_bytes * sum(each.scale * prod(axis.kept(widths) for axis in each.axes) for each in space.activations)

@@ -113,6 +113,12 @@ class SlimConfig(_Strict):
             return self.rule
         return "score-per-cost" if any(len(Budget.parse_all(text)) > 1 for text in self.budgets) else "score"
 
+    @model_validator(mode="after")
+    def _screens_what_it_can(self) -> SlimConfig:
+        if self.screen is not None and self.judge == "exhaustive":
+            raise ConfigError("slim.screen needs slim.judge racing or reuse; exhaustive looks at every candidate")
+        return self
+
     @field_validator("budgets", mode="before")
     @classmethod
     def _texts(cls, budgets: Any) -> Any:

@@ -211,7 +211,13 @@ def _fit(run: Run, space: ChannelSpace) -> Fit:
     if slim.memory_gb is None:
         return Fit(slim.batch_size, keep)
     try:
-        return fit_batches(space, slim.memory_gb * 1e9, batch_size=slim.batch_size, keep_bytes=keep)
+        return fit_batches(
+            space,
+            slim.memory_gb * 1e9,
+            batch_size=slim.batch_size,
+            keep_bytes=keep,
+            screened=slim.screen is not None and slim.judge != "exhaustive",
+        )
     except ConfigError as error:
         raise ConfigError(f"slim.memory_gb={slim.memory_gb:g}: {error}") from None
 
