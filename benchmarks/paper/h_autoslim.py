@@ -35,8 +35,9 @@ NETS += [(0.25, (kind,)) for kind in ("accuracy", "exchanged", "distilled", "sco
 
 def supernet_of(lab: Lab, kind: str, seed: int) -> Supernet:
     """The supernet that a kind of net is found in: trained by labels alone, or by distillation as in the paper."""
-    distilled = kind == "distilled"
-    return lab.supernet(f"supernet{'-distilled' if distilled else ''}-{seed}", seed, distill=distilled)[0]
+    if kind == "distilled":
+        return lab.supernet(f"supernet-distilled-{seed}", seed)[0]
+    return lab.supernet(f"supernet-{seed}", seed, distill=False)[0]
 
 
 def uniform(lab: Lab, share: float) -> Widths:
