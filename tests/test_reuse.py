@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 from collections.abc import Mapping
 from typing import Any
@@ -269,3 +270,25 @@ def _supernet() -> tuple[Supernet, list[tuple[Tensor, Tensor]]]:
     with torch.no_grad(), batch_statistics(net):
         targets = net(images).argmax(1)
     return Supernet(net, space), [(images[i : i + 100], targets[i : i + 100]) for i in range(0, 800, 100)]
+
+
+def test_what_was_written_down_keeps_no_tensor_of_the_pass() -> None:
+    supernet, batches = _supernet()
+    space, inputs = supernet.space, batches[0][0]
+    with torch.no_grad(), batch_statistics(supernet.model):
+        reuse = Reuse(supernet.model, space, inputs)
+        groups = [group for group in space.groups if reuse.plan(group) is not None]
+        _, kept = reuse.keep(space.full(), inputs, groups)
+        before = _bytes_of_activations(len(inputs))
+        for group in groups:
+            candidate = space.narrowed(space.full(), group)
+            assert candidate is not None
+            reuse.run(kept, group, candidate, inputs)
+        assert _bytes_of_activations(len(inputs)) == before
+
+
+def _bytes_of_activations(samples: int) -> int:
+    """Of all tensors alive that have an axis of so many samples in front."""
+    gc.collect()
+    tensors = [each for each in gc.get_objects() if type(each) is Tensor and each.shape[:1] == (samples,)]
+    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())

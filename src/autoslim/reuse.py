@@ -487,7 +487,7 @@ class _Reusing(_InOrder):  # type: ignore[no-untyped-call]
         """What gives the results of an operator for the narrower net: cut from those kept, or just as large."""
         looks, axes = tree_leaves(self.kept.looks[index]), iter(self.reuse.results[index].axes)
         follows = [next(axes) if isinstance(look, _Look) else None for look in looks]
-        before, after = self.kept.widths, self.widths
+        before, after, group = self.kept.widths, self.widths, self.group  # nothing of this pass may outlive it
 
         def make(kept: Kept) -> list[Any]:
             made: list[Any] = []
@@ -500,7 +500,7 @@ class _Reusing(_InOrder):  # type: ignore[no-untyped-call]
                     made.append(look.blank(part.shape).copy_(part))
                 else:
                     shape = [
-                        size if self.group not in axis.groups else axis.kept(after)
+                        size if group not in axis.groups else axis.kept(after)
                         for size, axis in zip(look.shape, axes, strict=True)
                     ]
                     made.append(look.blank(shape))
