@@ -185,7 +185,10 @@ class Lab:
         wanted = {"setting": setting, "recipe": asdict(recipe), "seed": seed}
         if path.exists():
             record = read_json(path)
-            if _differ(record["setting"], setting) or {**record, "setting": setting} != {**record, **wanted}:
+            recipes = [
+                asdict(SupernetRecipe()) | each for each in (record["recipe"], wanted["recipe"])
+            ]  # options since
+            if _differ(record["setting"], setting) or recipes[0] != recipes[1] or record["seed"] != seed:
                 sys.exit(f"{path} was trained otherwise; remove it, or choose another --runs folder")
             load_unshared(net, load_tensors(tensors)[0])
             return dict(record)

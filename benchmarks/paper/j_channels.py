@@ -15,7 +15,7 @@ import common
 from common import EQUAL, Lab, table
 from h_autoslim import found, supernet_of
 
-KINDS = {"found": "score per cost", "score": "score alone"}
+KINDS = {"found": "judged by the loss", "accuracy": "judged by accuracy"}
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -43,6 +43,8 @@ def draw(record: dict[str, Any], picture: Callable[..., Any]) -> str:
                 chosen = [net["widths"] for net in record["nets"] if (net["budget"], net["kind"]) == (budget, kind)]
                 for widths in chosen:
                     place.plot(layers, widths, color=f"C{index}", alpha=0.35, linewidth=1)
+                if not chosen:
+                    continue
                 means = [sum(column) / len(column) for column in zip(*chosen, strict=True)]
                 place.plot(layers, means, "o-", color=f"C{index}", label=f"{budget} of the MACs")
             place.set(
