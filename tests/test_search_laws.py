@@ -47,16 +47,21 @@ BUDGETS = {
 @pytest.mark.parametrize("budget", BUDGETS)
 @pytest.mark.parametrize("kind", JUDGES)
 def test_killed_at_any_step_the_path_is_the_same(kind: str, budget: str) -> None:
-    """What follows a step depends on its widths alone: a judge that was never asked before decides alike."""
+    """What follows a step depends on its widths and on what a race has learned: a new judge told of it decides alike."""
     supernet, batches = _supernet()
     space, batches = supernet.space, batches[:5]
     costs = {"macs": MacCost(space), "params": autoslim.ParamCost(space), "peak_memory": PeakMemoryCost(space)}
     cost, limit = resolve_budget(budget, space, costs | {"latency_ms": LatencyCost(space, invented(space))})
     options = {"rule": BUDGETS[budget]}
-    steps = list(greedy_slim(space, JUDGES[kind](supernet, batches), cost, [limit], **options))  # type: ignore[arg-type]
+    judge, steps, states = JUDGES[kind](supernet, batches), list[autoslim.SlimStep](), []
+    for step in greedy_slim(space, judge, cost, [limit], **options):  # type: ignore[arg-type]
+        steps.append(step)
+        states.append(judge.state() if isinstance(judge, RacingJudge) else {})
     assert len(steps) >= 3
     for at in range(1, len(steps)):
         fresh = JUDGES[kind](supernet, batches)
+        if isinstance(fresh, RacingJudge):
+            fresh.load_state(states[at - 1])
         start = steps[at - 1].widths
         assert next(greedy_slim(space, fresh, cost, [limit], start=start, **options)) == steps[at]  # type: ignore[arg-type]
 
@@ -81,7 +86,8 @@ def test_a_run_killed_at_any_step_of_a_latency_budget_ends_in_the_same_bytes(
     lines = whole[log].splitlines(keepends=True)
     assert len(lines) >= 3
     (in_tmp / "phone.csv").unlink()  # the run has its own
-    for kept in range(len(lines)):
+    # a race leaves what it has learned for the last two steps only: a kill cannot throw it back further
+    for kept in range(len(lines) - 1 if judge == "racing" else 0, len(lines)):
         log.write_bytes(b"".join(lines[:kept]) + lines[kept][: len(lines[kept]) // 2])  # killed within a write
         for path in found:
             path.unlink()
@@ -93,18 +99,27 @@ def test_with_labels_shuffled_the_best_is_dropped_no_more_often_than_stated() ->
     """A real net, whose candidates differ by chance alone: labels are drawn anew in each simulation."""
     supernet, batches = _supernet()
     space = supernet.space
-    candidates = {g: c for g in space.groups if (c := space.narrowed(space.full(), g)) is not None}
+    first, *others = space.groups
+    full = space.full()
+    then = space.narrowed(full, first)
+    assert then is not None
+    # a step whose candidates were all looked at one step before
+    before = {g: each for g in others if (each := space.narrowed(full, g)) is not None}
+    candidates = {g: each for g in others if (each := space.narrowed(then, g)) is not None}
     images = torch.cat([inputs for inputs, _ in batches])
     labels = torch.cat([targets for _, targets in batches])
     with torch.no_grad(), batch_statistics(supernet.model):
-        outputs = {widths: supernet(images, widths) for widths in candidates.values()}
+        nets_ = [full, then, *before.values(), *candidates.values()]
+        outputs = {widths: supernet(images, widths) for widths in nets_}
     generator = torch.Generator().manual_seed(0)
     wrong, early, runs, confidence = 0, 0, 300, 0.9
     for _ in range(runs):
         shuffled = labels[torch.randperm(len(labels), generator=generator)]
         scores = {widths: negative_loss(output, shuffled).double() for widths, output in outputs.items()}
         best = max(candidates, key=lambda group: float(scores[candidates[group]].mean()))
-        left = _Drawn(supernet, scores, 100, confidence).compare(space.full(), candidates)
+        judge = _Drawn(supernet, scores, 100, confidence)
+        judge.load_state({f"gained.{g}": scores[each] - scores[full] for g, each in before.items()})
+        left = judge.compare(then, candidates)
         wrong += best not in left
         early += len(left) < len(candidates)
     assert wrong <= (1 - confidence) * runs
