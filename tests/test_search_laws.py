@@ -47,7 +47,7 @@ BUDGETS = {
 @pytest.mark.parametrize("budget", BUDGETS)
 @pytest.mark.parametrize("kind", JUDGES)
 def test_killed_at_any_step_the_path_is_the_same(kind: str, budget: str) -> None:
-    """What follows a step depends on its widths and on what a race has learned: a new judge told of it decides alike."""
+    """What follows a step depends on its widths and on what a race has learned; a new judge decides alike."""
     supernet, batches = _supernet()
     space, batches = supernet.space, batches[:5]
     costs = {"macs": MacCost(space), "params": autoslim.ParamCost(space), "peak_memory": PeakMemoryCost(space)}
