@@ -65,7 +65,7 @@ class Setting:
     epochs: int = 4  # of a cut net
     bins: int = 8
     lr: float = 0.03
-    scratch_lr: float = 0.1
+    scratch_lr: float = 0.05
     unsorted_is_searched: bool = True  # else it is compared at uniform widths alone
 
 
