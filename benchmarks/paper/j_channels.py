@@ -53,7 +53,7 @@ def draw(record: dict[str, Any], picture: Callable[..., Any]) -> str:
                 ylabel="channels",
                 ylim=(0, None),
             )
-        axes[1].legend(loc="lower center", ncols=2)
+        axes[0].legend(loc="lower right", fontsize=7)
 
     picture(plot, panels=2)
     rows = [
