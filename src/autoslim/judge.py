@@ -18,7 +18,7 @@ from autoslim.batching import KEPT_BYTES
 from autoslim.calibrate import batch_statistics
 from autoslim.distributed import World, gathered, world
 from autoslim.errors import ConfigError, DataError, nearest
-from autoslim.reuse import Diverged, Reuse
+from autoslim.reuse import Diverged, Kept, Reuse
 from autoslim.screening import promising
 from autoslim.slicing import run_subnet
 from autoslim.space import Widths
@@ -167,7 +167,8 @@ class ReuseJudge(Judge):
             candidates = promising(self.supernet, widths, candidates, self.batches[0], score, self.screen, savings)
         found = {group: _Sums() for group in candidates}
         now, known = _Sums(), self._scores_of(widths)
-        self.reuse.forget()
+        if self.keep_bytes:  # else nothing is reused, nor looked for
+            self.reuse.forget()
         with self._modes():
             for start in range(0, len(self.batches), self.world.size):  # a batch for each process
                 left = {group: candidates[group] for group in found if found[group].is_running}
@@ -244,15 +245,23 @@ class ReuseJudge(Judge):
         with suppress(Diverged):
             now, kept = self.reuse.keep(widths, inputs, reused) if reused else (None, None)
 
+        record = kept is not None and len(self.batches) > 1 and self._may_record(kept, widths, inputs)
+
         def outputs() -> Iterator[tuple[str, Any]]:
             for group, candidate in candidates.items():
                 output = None
                 if kept is not None and group in reused:
                     with suppress(Diverged):  # its path depends on the widths: as a whole, then
-                        output = self.reuse.run(kept, group, candidate, inputs)
+                        output = self.reuse.run(kept, group, candidate, inputs, record=record)
                 yield group, self._whole(candidate, inputs) if output is None else output
 
         return lambda: self._whole(widths, inputs) if now is None else now, outputs()
+
+    def _may_record(self, kept: Kept, widths: Widths, inputs: Any) -> bool:
+        """Is there memory for all results of a pass beside those kept? In large passes Python takes little."""
+        samples = next(leaf.shape[0] for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor) and leaf.ndim)
+        results = (*range(len(self.reuse.results)), *kept.needed)
+        return self.reuse.bytes_needed(results, widths, samples) <= self.keep_bytes
 
     def _reused(self, widths: Widths, candidates: Iterable[str], inputs: Any) -> set[str]:
         """The groups worth keeping something for: first those that save most, as far as memory goes."""

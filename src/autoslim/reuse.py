@@ -118,15 +118,17 @@ class Reuse:
         mode = _Keeping(self, widths, needed)
         return self.pass_of(self.model, widths, inputs, mode), mode.kept
 
-    def run(self, kept: Kept, group: str, widths: Widths, inputs: Any) -> Any:
+    def run(self, kept: Kept, group: str, widths: Widths, inputs: Any, *, record: bool = True) -> Any:
         """The output at `widths`, which differ from those of the pass kept in one group.
 
-        The first time, the operators that are computed are written down; from then on, until `forget`, these are run
-        without the code of the model.
+        The first time, with `record`, the operators that are computed are written down, for which all results of this
+        one pass are kept until it ends; from then on, until `forget`, they are run without the code of the model.
         """
         program = self._programs.get((kept.widths, group))
         if program is not None and program.shapes == shapes_of(inputs):
             return program.run(inputs, kept)
+        if not record:
+            return self.pass_of(self.model, widths, inputs, _Reusing(self, kept, group, widths))
         recording = Recording(inputs)
         output = self.pass_of(self.model, widths, inputs, _Reusing(self, kept, group, widths, recording))
         self._programs[kept.widths, group] = recording.program(output)
