@@ -54,7 +54,6 @@ from autoslim.export import load_tensors, save_tensors
 from autoslim.files import read_json, write_json, write_whole
 from autoslim.latency import processor
 from autoslim.run import provenance
-from autoslim.slim import uniform_like
 from autoslim.train import load_unshared, unshared
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -220,9 +219,10 @@ def by_uniform_widths(task: Task, net: nn.Module, note: dict[str, Any]) -> nn.Mo
     """No search: the uniform width ratio with half of the MACs, of channels in the order of their importance."""
     every = trace(net, task.example)
     sort_channels(net, every, "gamma")
-    ratio, widths = uniform_like(every, MacCost(every), BUDGET * MacCost(every)(every.full()))
-    note["ratio"] = round(ratio, 4)
-    return extract(net, every, widths)
+    cost = MacCost(every)
+    most = BUDGET * cost(every.full())
+    note["ratio"] = next(i / 200 for i in range(200, 0, -1) if cost(every.uniform(i / 200)) <= most)
+    return extract(net, every, every.uniform(note["ratio"]))
 
 
 @dataclass(frozen=True)

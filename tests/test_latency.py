@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import time
 from pathlib import Path
 
@@ -275,6 +276,35 @@ def test_a_runtime_that_is_not_installed_names_the_extra(monkeypatch: pytest.Mon
     for runtime, extra in (("openvino", "openvino"), ("onnxruntime", "onnx")):
         with pytest.raises(LatencyError, match=rf"pip install 'autoslim\[{extra}\]'"):
             measure_latency(nn.Conv2d(3, 8, 3), torch.zeros(1, 3, 8, 8), runtime=runtime)
+
+
+def test_a_compiler_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_compiler(net: nn.Module) -> object:
+        def call(*_: object) -> None:
+            raise RuntimeError("InvalidCxxCompiler: No working C++ compiler found\nSet TORCHDYNAMO_VERBOSE=1")
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    with pytest.raises(
+        LatencyError, match=r"\(InvalidCxxCompiler: No working C\+\+ compiler found\); it needs a C\+\+"
+    ):
+        measure_latency(nn.Conv2d(3, 8, 3), torch.zeros(1, 3, 8, 8), runtime="torch.compile")
+
+
+@pytest.mark.slow
+def test_a_table_measured_with_torch_compile_is_a_cost(tmp_path: Path) -> None:
+    if shutil.which("g++") is None:
+        pytest.skip("no C++ compiler")
+    net, inputs = nets.build("plain")
+    net, image = net.float(), torch.randn(1, *inputs.shape[1:])
+    space = trace(net, image)
+    table = measure_latency_table(net, space, image, runtime="torch.compile", nets=4, repeats=3, cache=tmp_path)
+    assert table.about["runtime"] == "torch.compile"
+    cost = LatencyCost(space, table)
+    chosen, limit = resolve_budget("latency_ms<=100%", space, {"latency_ms": cost})
+    assert cost(space.smallest()) > 0
+    assert chosen(space.full()) == limit
 
 
 @pytest.mark.slow

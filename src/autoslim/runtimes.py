@@ -161,6 +161,16 @@ def _eager(prepared: Prepared) -> Callable[[], Any]:
 def _compiled(prepared: Prepared) -> Callable[[], Any]:
     torch.compiler.reset()  # else torch gives up compiling after eight nets of the same class
     compiled = torch.compile(prepared.net)
+    with torch.inference_mode(), torch_threads(prepared.threads):
+        _eager(prepared)()  # what fails here is the network's own
+        try:
+            compiled(*prepared.args, **prepared.kwargs)
+        except Exception as error:  # whatever a compiler may raise: its classes are private to torch
+            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise LatencyError(
+                f"runtime 'torch.compile' cannot compile this network here ({first}); it needs a C++ compiler such as "
+                "g++ on a CPU, and triton on a GPU; or choose torch, onnxruntime or openvino"
+            ) from error
     return lambda: compiled(*prepared.args, **prepared.kwargs)
 
 
