@@ -227,7 +227,7 @@ def test_the_best_is_dropped_no_more_often_than_stated(spread: float, drift: flo
         now = {g: before[g] + 0.1 * draw() * common + drift * float(draw()[0]) for g in candidates}
         scores = {full: common} | {candidates[g]: common + now[g] for g in candidates}
         judge = _Drawn(supernet, scores, 100, confidence)
-        judge.load_state({f"gained.{g}": before[g] for g in candidates})
+        judge.learn({f"gained.{g}": before[g] for g in candidates})
         left = judge.compare(full, candidates)
         wrong += max(candidates, key=lambda g: float(now[g].mean())) not in left
         dropped += len(candidates) - len(left)
@@ -243,10 +243,11 @@ def test_a_search_goes_on_where_another_race_stopped() -> None:
     steps = []
     for step in greedy_slim(space, judge, cost, ["50%"]):
         steps.append(step)
-        states.append({name: tensor.clone() for name, tensor in judge.state().items()})
+        states.append({name: tensor.clone() for name, tensor in judge.learned().items()})
     for killed in range(0, len(steps) - 1, 3):
         resumed = RacingJudge(supernet, batches)
-        resumed.load_state(states[killed])
+        for state in states[: killed + 1]:
+            resumed.learn(state)
         rest = [*greedy_slim(space, resumed, cost, ["50%"], start=steps[killed].widths)]
         assert rest == steps[killed + 1 :]
 

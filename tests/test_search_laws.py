@@ -56,12 +56,13 @@ def test_killed_at_any_step_the_path_is_the_same(kind: str, budget: str) -> None
     judge, steps, states = JUDGES[kind](supernet, batches), list[autoslim.SlimStep](), []
     for step in greedy_slim(space, judge, cost, [limit], **options):  # type: ignore[arg-type]
         steps.append(step)
-        states.append(judge.state() if isinstance(judge, RacingJudge) else {})
+        states.append(judge.learned() if isinstance(judge, RacingJudge) else {})
     assert len(steps) >= 3
     for at in range(1, len(steps)):
         fresh = JUDGES[kind](supernet, batches)
         if isinstance(fresh, RacingJudge):
-            fresh.load_state(states[at - 1])
+            for state in states[:at]:
+                fresh.learn(state)
         start = steps[at - 1].widths
         assert next(greedy_slim(space, fresh, cost, [limit], start=start, **options)) == steps[at]  # type: ignore[arg-type]
 
@@ -118,7 +119,7 @@ def test_with_labels_shuffled_the_best_is_dropped_no_more_often_than_stated() ->
         scores = {widths: negative_loss(output, shuffled).double() for widths, output in outputs.items()}
         best = max(candidates, key=lambda group: float(scores[candidates[group]].mean()))
         judge = _Drawn(supernet, scores, 100, confidence)
-        judge.load_state({f"gained.{g}": scores[each] - scores[full] for g, each in before.items()})
+        judge.learn({f"gained.{g}": scores[each] - scores[full] for g, each in before.items()})
         left = judge.compare(then, candidates)
         wrong += best not in left
         early += len(left) < len(candidates)

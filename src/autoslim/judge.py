@@ -291,7 +291,7 @@ class RacingJudge(ReuseJudge):
     What a candidate loses on each sample has hardly changed since it was last looked at on all of them, some steps ago.
     Comparisons are made by regression on that (a control variate), so far fewer samples tell candidates apart; the
     first step, and groups that were never seen in full, are judged on all samples. A search that is to go on exactly
-    where another one stopped needs what that one had seen: `state` and `load_state`.
+    where another one stopped needs what each step of that one had `learned`: `learn`.
     """
 
     compares_with_now = True
@@ -314,19 +314,20 @@ class RacingJudge(ReuseJudge):
         self.confidence = confidence
         self._sizes = [len(targets) for _, targets in self.batches]
         self._gained: dict[str, Tensor] = {}  # by group: (N,), score less that of the net it was a candidate of
+        self._seen: list[str] = []  # the groups looked at on all samples in the last step
         self._scores: dict[Widths, Tensor] = {}  # of the candidates of the last step: those samples that were seen
 
-    def state(self) -> dict[str, Tensor]:
-        """What was learned in the steps so far, as plain tensors."""
-        gained = {f"gained.{group}": tensor for group, tensor in self._gained.items()}
+    def learned(self) -> dict[str, Tensor]:
+        """What the last step added to what is known, as plain tensors."""
         names = [*self.supernet.space.groups]
+        gained = {f"gained.{group}": self._gained[group] for group in self._seen}
         nets = {f"widths.{number}": torch.tensor([w[g] for g in names]) for number, w in enumerate(self._scores)}
         return gained | nets | {f"scores.{number}": scores for number, scores in enumerate(self._scores.values())}
 
-    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
-        """Go on after the steps of another judge of the same batches."""
+    def learn(self, tensors: Mapping[str, Tensor]) -> None:
+        """Know what another judge of the same batches learned in a step; step after step, in their order."""
         names = [*self.supernet.space.groups]
-        self._gained = {name[7:]: tensor for name, tensor in tensors.items() if name.startswith("gained.")}
+        self._gained |= {name[7:]: tensor for name, tensor in tensors.items() if name.startswith("gained.")}
         self._scores = {
             Widths(zip(names, tensor.tolist(), strict=True)): tensors[f"scores.{name[7:]}"]
             for name, tensor in tensors.items()
@@ -345,9 +346,8 @@ class RacingJudge(ReuseJudge):
             return
         # single precision, as it is saved: a search that goes on computes with the same numbers
         self._scores = {widths: sums.samples.float() for widths, sums in nets.items()}
-        for group, sums in running.items():
-            if sums.batches == len(self.batches):
-                self._gained[group] = (sums.samples - now.samples).float()
+        self._seen = [group for group, sums in running.items() if sums.batches == len(self.batches)]
+        self._gained |= {group: (running[group].samples - now.samples).float() for group in self._seen}
 
     def _hopeless(self, running: Mapping[str, _Sums], now: _Sums, savings: Mapping[str, float] | None) -> Iterable[str]:
         if self.confidence == 1 or len(running) < 2:

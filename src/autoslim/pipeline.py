@@ -410,7 +410,7 @@ def slim_stage(job: Job) -> None:
             correct, seen = judge.also_of(current)
             if world().is_main:
                 if isinstance(judge, RacingJudge):
-                    save_tensors(job.run.race(len(steps)), judge.state(), {"steps": len(steps)})
+                    save_tensors(job.run.race(len(steps)), judge.learned(), {"step": len(steps)})
                 append_record(job.run.slim_log, record | {"accuracy": correct, "images": seen})
     for budget in job.budgets:
         directory, known = job.run.subnet(budget.text), agreed(partial(_metrics, job, budget.text))
@@ -438,10 +438,13 @@ def _load_race(job: Job, judge: Judge, steps: int) -> None:
     """Let a search go on as if it had never stopped; where that is not known, its next step looks at all images."""
     if not steps or not isinstance(judge, RacingJudge):
         return
-    path = job.run.race(steps)
-    kept = agreed(lambda: load_tensors(path) if path.exists() else None)
-    if kept is not None and kept[1]["steps"] == steps:
-        judge.load_state(kept[0])
+    files = [job.run.race(step) for step in range(1, steps + 1)]
+    if not agreed(lambda: all(file.exists() for file in files)):
+        missing = f"what the race learned in {steps} steps is not there: the next one looks at all images"
+        job.progress.say(f"search: {missing}")
+        return
+    for learned, _ in agreed(lambda: [load_tensors(file) for file in files]):
+        judge.learn(learned)
 
 
 def _exchanged(job: Job, budget: Budgeted, judge: Judge, widths: Widths) -> tuple[Widths, list[dict[str, Any]]]:

@@ -91,9 +91,9 @@ class Run:
         """One line per greedy step."""
         return self.root / "slim.jsonl"
 
-    def race(self, steps: int) -> Path:
-        """What a race learned in so many steps; the one of the step before is kept, in case of a kill in between."""
-        return self.root / f"race-{steps % 2}.safetensors"
+    def race(self, step: int) -> Path:
+        """What a race learned in one greedy step, counted from 1."""
+        return self.root / "race" / f"{step:04}.safetensors"
 
     @property
     def batches(self) -> Path:
