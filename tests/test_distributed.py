@@ -208,7 +208,6 @@ def test_a_run_of_two_ends_as_it_would_have_without_a_lost_process_and_may_go_on
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(reason="a restarted rank ends with exit code 2 since the branches were merged: to be found out")
 def test_torchrun_starts_lost_processes_again_from_the_last_checkpoint(config: Path, in_tmp: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "2"]
     command += ["--master-port", str(free_port()), "-m", "autoslim", "run", str(config), "--set", "train.epochs=20"]

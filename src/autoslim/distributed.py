@@ -61,13 +61,20 @@ def joined(device: str) -> Iterator[World]:
         return
     if not dist.is_available():
         raise RunError("this build of PyTorch has no torch.distributed; start one process only")
+    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
+
     if device.startswith("cuda"):
         torch.cuda.set_device(launch.local_rank)
         backend = "cpu:gloo,cuda:nccl"
     else:
         backend = "gloo"
     with _contact():
-        dist.init_process_group(backend, timeout=_PATIENCE)
+        store, rank, size = next(rendezvous("env://", timeout=_PATIENCE))
+        # torchrun with a fixed port keeps its store when it starts lost processes again, and in it the addresses of
+        # those before: every attempt has names of its own
+        store = PrefixStore(f"attempt_{launch.attempt}", store)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_PATIENCE)
     try:
         yield world()
     except AutoSlimError as error:

@@ -10,12 +10,16 @@ from autoslim.errors import ConfigError
 
 @dataclass(frozen=True)
 class Launch:
-    """This process among those that work together: `rank` of `size`, of which `local_size` on this machine."""
+    """This process among those that work together: `rank` of `size`, of which `local_size` on this machine.
+
+    `attempt` counts how often the launcher has started them again.
+    """
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
     local_size: int = 1
+    attempt: int = 0
 
     @property
     def is_main(self) -> bool:
@@ -30,7 +34,8 @@ def launched() -> Launch:
     try:
         size, rank = int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"])
         local = int(os.environ.get("LOCAL_RANK", "0"))
-        return Launch(rank, size, local, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+        attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+        return Launch(rank, size, local, int(os.environ.get("LOCAL_WORLD_SIZE", "1")), attempt)
     except (KeyError, ValueError) as error:
         raise ConfigError(
             f"WORLD_SIZE={os.environ['WORLD_SIZE']} is set, and RANK is missing or no number ({error}); start with "
