@@ -19,7 +19,7 @@ import itertools
 import json
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,11 +64,19 @@ Images = list[tuple[Tensor, Tensor]]
 class Bench:
     """One network with its supernet, and the images it is searched on."""
 
-    def __init__(self, name: str, data: ImageData, options: argparse.Namespace) -> None:
+    def __init__(
+        self,
+        name: str,
+        model: nn.Module,
+        data: ImageData,
+        options: argparse.Namespace,
+        *,
+        bins: int = 4,
+        divisor: int = 4,
+        fixed: Sequence[str] = (),
+    ) -> None:
         self.name, self.data, self.options = name, data, options
-        torch.manual_seed(0)
-        model = NETS[name]()
-        space = trace(model, torch.zeros(1, 1, 32, 32)).with_choices(bins=4, divisor=4, min_ratio=1 / 4)
+        space = trace(model, torch.zeros(1, 1, 32, 32), fixed=fixed).with_choices(bins, divisor, min_ratio=1 / 4)
         self.supernet = Supernet(model.to(memory_format=torch.channels_last), space)
         self._train()
 
@@ -237,7 +245,8 @@ def main() -> None:
     data = load_data(str(options.data), image_size=32, holdout=10_000)
     records = []
     for name in options.nets:
-        bench = Bench(name, data, options)
+        torch.manual_seed(0)
+        bench = Bench(name, NETS[name](), data, options)
         for count, every, most in zip(options.images, options.every, options.steps, strict=True):
             records.append(bench.run(count, every, most))
             RESULTS.write_text(json.dumps({"provenance": provenance(), "records": records}, indent=1) + "\n")
