@@ -28,7 +28,8 @@ def recorded(function: Callable[..., Any], x: Tensor) -> Program | None:
     recording = Recording(x)
     with torch.no_grad(), _Recorded(recording):
         output = function(x)
-    return recording.program(output)
+    written = recording.written(output)
+    return None if written is None else written.bound()
 
 
 def test_operators_in_place_views_lists_and_several_outputs() -> None:

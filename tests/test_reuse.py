@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
@@ -293,3 +293,71 @@ def _bytes_of_activations(samples: int) -> int:
     gc.collect()
     tensors = [each for each in gc.get_objects() if type(each) is Tensor and each.shape[:1] == (samples,)]
     return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
+
+
+@pytest.mark.parametrize("name", ["torchvision:mobilenet_v2", "torchvision:resnet18"])
+def test_what_was_written_down_serves_at_other_widths(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Groups of depthwise convolutions, shapes of views: what follows the widths is that of the net kept."""
+    net, x = make(name)
+    space = trace(net, x).with_choices(bins=4, divisor=1)
+    rng, passes = random.Random(1), list[Widths]()
+    with torch.no_grad(), batch_statistics(net):
+        reuse = Reuse(net, space, x)
+        groups = [group for group in space.groups if reuse.plan(group) is not None][:8]
+        run = reuse.pass_of
+        monkeypatch.setattr(
+            reuse, "pass_of", lambda model, widths, *rest: passes.append(widths) or run(model, widths, *rest)
+        )
+        for step in range(3):
+            widths = Widths((g.name, rng.choice(g.choices[1:])) for g in space.groups.values())
+            narrower = {group: space.narrowed(widths, group) for group in groups}
+            candidates = {group: candidate for group, candidate in narrower.items() if candidate is not None}
+            _, kept = reuse.keep(widths, x, candidates)
+            for group, candidate in candidates.items():
+                _assert_same(reuse.run(kept, group, candidate, x), _whole(net, space, candidate, x))
+            assert step == 0 or passes == [widths], "only the net kept ran by its code"
+            passes.clear()
+
+
+class _ByWidth(nn.Module):
+    """Multiplies by another number where a layer is narrow, by `look` at a tensor; both ways run the same operators."""
+
+    def __init__(self, look: Callable[[Tensor], int]) -> None:
+        super().__init__()
+        self.look = look
+        self.one, self.two, self.three = nets.conv(3, 8), nets.conv(8, 8), nets.conv(8, 8)
+        self.head = nn.Linear(8, 5)
+        self.small, self.large = nn.Parameter(torch.tensor(0.5)), nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        is_narrow = self.look(x := self.one(x)) < 6
+        x = self.three(self.two(x)) * (self.large if is_narrow else self.small)
+        return self.head(x.mean((2, 3)))
+
+
+LOOKS: dict[str, Callable[[Tensor], int]] = {
+    "shape": lambda x: x.shape[1],
+    "size": lambda x: x.size(1),
+    "negative": lambda x: x.size()[-3],
+    "unpacked": lambda x: (lambda n, c, h, w: c)(*x.shape),
+    "numel": lambda x: x.numel() // (x.shape[0] * 64),
+    "slice": lambda x: next(iter(x.shape[1:])),
+    "compared": lambda x: 8 if x.shape == (len(x), 8, 8, 8) else 4,
+}
+
+
+@pytest.mark.parametrize("look", LOOKS)
+def test_code_that_looks_at_sizes_is_run_at_every_width(look: str) -> None:
+    torch.manual_seed(0)
+    net, x = _ByWidth(LOOKS[look]).double(), torch.randn(4, 3, 8, 8, dtype=torch.float64)
+    space = trace(net, x).with_choices(bins=8, divisor=1)
+    group = next(name for name in space.groups if name.startswith("two"))
+    with torch.no_grad(), batch_statistics(net):
+        reuse = Reuse(net, space, x)
+        assert reuse.plan(group) is not None
+        for width in (8, 7, 5, 4):
+            widths = Widths({**space.full(), next(iter(space.groups)): width})
+            candidate = space.narrowed(widths, group)
+            assert candidate is not None
+            _, kept = reuse.keep(widths, x, [group])
+            _assert_same(reuse.run(kept, group, candidate, x), _whole(net, space, candidate, x))

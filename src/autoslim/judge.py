@@ -18,7 +18,7 @@ from autoslim.batching import KEPT_BYTES
 from autoslim.calibrate import batch_statistics
 from autoslim.distributed import World, gathered, world
 from autoslim.errors import ConfigError, DataError, nearest
-from autoslim.reuse import Diverged, Kept, Reuse
+from autoslim.reuse import Diverged, Reuse
 from autoslim.screening import promising
 from autoslim.slicing import run_subnet
 from autoslim.space import Widths
@@ -242,10 +242,9 @@ class ReuseJudge(Judge):
         """The output of the current net, and those of its candidates one after the other."""
         reused = self._reused(widths, candidates, inputs)
         now = kept = None
+        record = bool(reused) and len(self.batches) > 1 and self._may_record(reused, widths, inputs)
         with suppress(Diverged):
-            now, kept = self.reuse.keep(widths, inputs, reused) if reused else (None, None)
-
-        record = kept is not None and len(self.batches) > 1 and self._may_record(kept, widths, inputs)
+            now, kept = self.reuse.keep(widths, inputs, reused, record=record) if reused else (None, None)
 
         def outputs() -> Iterator[tuple[str, Any]]:
             for group, candidate in candidates.items():
@@ -257,10 +256,10 @@ class ReuseJudge(Judge):
 
         return lambda: self._whole(widths, inputs) if now is None else now, outputs()
 
-    def _may_record(self, kept: Kept, widths: Widths, inputs: Any) -> bool:
+    def _may_record(self, groups: Iterable[str], widths: Widths, inputs: Any) -> bool:
         """Is there memory for all results of a pass beside those kept? In large passes Python takes little."""
         samples = next(leaf.shape[0] for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor) and leaf.ndim)
-        results = (*range(len(self.reuse.results)), *kept.needed)
+        results = (*range(len(self.reuse.results)), *self.reuse.needed(groups))
         return self.reuse.bytes_needed(results, widths, samples) <= self.keep_bytes
 
     def _reused(self, widths: Widths, candidates: Iterable[str], inputs: Any) -> set[str]:

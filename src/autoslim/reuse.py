@@ -8,8 +8,8 @@ precision, so that it holds for any operator; what does not come out equal is co
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from math import prod
@@ -17,12 +17,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from autoslim.lifetimes import is_silent
-from autoslim.replay import Make, Program, Recording, shapes_of
-from autoslim.slicing import copy_module, run_subnet
+from autoslim.replay import Make, Program, Recording, Written, flat, plain_of, shapes_of
+from autoslim.slicing import active_tensors, copy_module, cut, run_subnet
 from autoslim.space import Axis, ChannelSpace, Widths
 from autoslim.tracing import Result, results_of, split_input, tensors_in
 
@@ -52,6 +53,7 @@ class Kept:
     needed: frozenset[int]
     results: dict[int, list[Any]] = field(default_factory=dict)  # leaves of what an operator returned
     looks: dict[int, Any] = field(default_factory=dict)  # the same with a `_Look` for each tensor
+    plain: dict[int, tuple[Any, ...]] = field(default_factory=dict)  # arguments of operators that are no tensors
 
 
 @dataclass(frozen=True)
@@ -88,13 +90,21 @@ class Reuse:
     def __init__(self, model: nn.Module, space: ChannelSpace, example: Any) -> None:
         self.model, self.space = model, space
         self._plans: dict[str, Plan | None] = {}
-        self._programs: dict[tuple[Widths, str], Program | None] = {}
+        self._written: dict[str, list[Written]] = {}  # by group, for inputs of several shapes
+        self._unwritable = set[str]()
+        self._is_keeping_writable = True
+        self._bound: dict[tuple[str, int], list[Program]] = {}  # by group and width, for the widths of `_bound_at`
+        self._bound_at: Widths | None = None
+        self._kept: list[tuple[frozenset[int], Program, Kept]] = []  # whole passes at these widths
+        self._cut: dict[tuple[str, tuple[int, ...]], Tensor] = {}
         self.results: list[Result] = []
         self.overwritten = set[int]()  # results that a later operator of the pass writes into
         try:
             self._finding = _Finding(self, example)
+            self._reads_sizes = self._finding.reads_sizes()
         except Exception:  # its path depends on the widths; or it does not run on a few samples in double precision
             self._plans = dict.fromkeys(space.groups)
+            self._reads_sizes = True
 
     def plan(self, group: str) -> Plan | None:
         """How nets narrower in a group are run; None if that must be done as a whole. Found when first asked for."""
@@ -112,31 +122,105 @@ class Reuse:
         assert plan is not None, f"{group!r} has no plan"
         return plan
 
-    def keep(self, widths: Widths, inputs: Any, groups: Iterable[str]) -> tuple[Any, Kept]:
-        """The output at `widths`, and what the candidates of `groups` need of the pass."""
-        needed = frozenset(index for group in groups for index in self._known(group).needed)
-        mode = _Keeping(self, widths, needed)
-        return self.pass_of(self.model, widths, inputs, mode), mode.kept
+    def needed(self, groups: Iterable[str]) -> frozenset[int]:
+        """The operators whose results the candidates of `groups` need."""
+        return frozenset(index for group in groups for index in self._known(group).needed)
+
+    def keep(self, widths: Widths, inputs: Any, groups: Iterable[str], *, record: bool = True) -> tuple[Any, Kept]:
+        """The output at `widths`, and what the candidates of `groups` need of the pass.
+
+        With `record`, the pass is written down the first time, for which all its results are kept until it ends, and
+        from then on run without the code of the model.
+        """
+        self._bind(widths)
+        needed, shapes = self.needed(groups), shapes_of(inputs)
+        for given, known, first in self._kept:
+            if needed <= given and known.shapes == shapes:
+                output, results = known.run(inputs, None)
+                return output, Kept(widths, needed, results, first.looks, first.plain)
+        record = record and self._is_keeping_writable
+        tensors = self._tensors(widths)
+        recording = Recording(inputs, self._names(tensors)) if record else None
+        mode = _Keeping(self, widths, needed, recording)
+        output = self.pass_of(self.model, widths, inputs, mode, tensors)
+        if recording is not None:
+            written = recording.written((output, mode.kept.results))
+            program = None if written is None else written.bound(lambda name: self._named(name, widths))
+            if isinstance(program, Program):
+                self._kept.append((needed, program, Kept(widths, needed, {}, mode.kept.looks, mode.kept.plain)))
+            self._is_keeping_writable = isinstance(program, Program)
+        return output, mode.kept
 
     def run(self, kept: Kept, group: str, widths: Widths, inputs: Any, *, record: bool = True) -> Any:
         """The output at `widths`, which differ from those of the pass kept in one group.
 
         The first time, with `record`, the operators that are computed are written down, for which all results of this
-        one pass are kept until it ends; from then on, until `forget`, they are run without the code of the model.
+        one pass are kept until it ends; from then on they are run without the code of the model. At other widths of
+        the other groups too, unless that code looks at sizes of tensors, by which its path may depend on widths.
         """
-        program = self._programs.get((kept.widths, group))
-        if program is not None and program.shapes == shapes_of(inputs):
-            return program.run(inputs, kept)
-        if not record:
-            return self.pass_of(self.model, widths, inputs, _Reusing(self, kept, group, widths))
-        recording = Recording(inputs)
-        output = self.pass_of(self.model, widths, inputs, _Reusing(self, kept, group, widths, recording))
-        self._programs[kept.widths, group] = recording.program(output)
+        self._bind(kept.widths)
+        shapes = shapes_of(inputs)
+        bound = self._bound.setdefault((group, widths[group]), [])
+        for program in bound:
+            if program.shapes == shapes:
+                return program.run(inputs, (kept, widths))
+        for written in [each for each in self._written.get(group, []) if each.shapes == shapes]:
+            found = written.bound(lambda name: self._named(name, widths), kept.plain)
+            with suppress(RuntimeError):  # torch itself may take another way at these widths: a view that is none here
+                if found is not None:
+                    output = found.run(inputs, (kept, widths))
+                    bound.append(found)
+                    return output
+            self._written[group].remove(written)
+        record = record and group not in self._unwritable
+        tensors = self._tensors(widths)
+        recording = Recording(inputs, self._names(tensors)) if record else None
+        mode = _Reusing(self, kept, group, widths, recording)
+        if recording is None:
+            return self.pass_of(self.model, widths, inputs, mode, tensors)
+        output = self.pass_of(self.model, widths, inputs, mode, tensors)
+        new = recording.written(output)
+        first = None if new is None else new.bound(lambda name: self._named(name, widths))
+        if new is None or first is None:
+            self._unwritable.add(group)
+            return output
+        bound.append(first)
+        if new.is_general and not self._reads_sizes:
+            self._written.setdefault(group, []).append(new)
         return output
 
     def forget(self) -> None:
-        """Write operators down anew: the model, or the nets that are run, are to be others."""
-        self._programs.clear()
+        """Look at the tensors of the model anew: they have changed, or may have."""
+        self._bind(None)
+
+    def _bind(self, widths: Widths | None) -> None:
+        """What is bound is bound to the widths of the net kept; at others it is no longer wanted."""
+        if widths is None or widths != self._bound_at:
+            self._bound_at = widths
+            self._bound.clear()
+            self._kept.clear()
+            self._cut.clear()
+
+    def _tensors(self, widths: Widths) -> dict[str, Tensor]:
+        with torch.no_grad():
+            return active_tensors(self.model, self.space, widths)
+
+    def _names(self, tensors: Mapping[str, Tensor]) -> dict[int, str]:
+        """Names of the tensors that a pass meets, by id: those that are cut, and the model's own."""
+        own = {id(tensor): name for name, tensor in self.model.named_parameters()}
+        return own | {id(tensor): name for name, tensor in tensors.items()}
+
+    def _named(self, name: str, widths: Widths) -> Tensor:
+        """A tensor of the model, cut; those that two candidates have in common once for both."""
+        is_parameter = name in self.space.parameters
+        axes = self.space.parameters[name] if is_parameter else self.space.buffers[name]
+        key = (name, tuple(widths[group] for axis in axes for group in axis.groups))
+        if key not in self._cut:
+            owner, _, last = name.rpartition(".")
+            tensor = getattr(self.model.get_submodule(owner), last).detach()
+            part = cut(tensor, axes, widths)
+            self._cut[key] = part if is_parameter else part.clone()  # the model's own statistics stay as they are
+        return self._cut[key]
 
     def bytes_needed(self, needed: Iterable[int], widths: Mapping[str, int], samples: int, itemsize: int = 4) -> int:
         """Memory that results of operators take at `widths`, for so many samples."""
@@ -144,11 +228,18 @@ class Reuse:
         elements = sum(prod(axis.kept(widths) for axis in axes) for axes in results)
         return elements * itemsize * samples // _SAMPLES
 
-    def pass_of(self, model: nn.Module, widths: Widths, inputs: Any, mode: TorchDispatchMode | None) -> Any:
-        """The output of a model with the tensors of this one, under a mode."""
+    def pass_of(
+        self,
+        model: nn.Module,
+        widths: Widths,
+        inputs: Any,
+        mode: TorchDispatchMode | None,
+        given: Mapping[str, Tensor] | None = None,
+    ) -> Any:
+        """The output of a model with the tensors of this one, cut or as `given`, under a mode."""
         args, kwargs = split_input(inputs)
         with torch.no_grad():
-            return run_subnet(model, self.space, widths, args, kwargs, mode=mode)
+            return run_subnet(model, self.space, widths, args, kwargs, given, mode)
 
 
 # --- finding out -------------------------------------------------------------------------------------------------
@@ -167,6 +258,12 @@ class _Finding:
             for place in (1, 2)
         )
         self._passes = [self._first(self._low)]
+
+    def reads_sizes(self) -> bool:
+        """Does the model's code look at sizes that may depend on widths, and so, perhaps, do other things then?"""
+        with _SizesRead() as sizes:
+            self._run(self._low, None)
+        return bool(sizes.are_read)
 
     def plan(self, group: str) -> Plan | None:
         """The plan of a group, tried out at other widths than it was found at."""
@@ -430,19 +527,92 @@ def _cut_further(
 class _Keeping(_InOrder):  # type: ignore[no-untyped-call]
     """Keeps what is needed of a pass."""
 
-    def __init__(self, reuse: Reuse, widths: Widths, needed: frozenset[int]) -> None:
+    def __init__(
+        self, reuse: Reuse, widths: Widths, needed: frozenset[int], recording: Recording | None = None
+    ) -> None:
         super().__init__(reuse)
-        self.kept = Kept(widths, needed)
+        self.kept, self.recording = Kept(widths, needed), recording
 
     def ran(self, index: int, func: Any, args: Any, kwargs: Any) -> Any:
+        written = list(_written_to(func, args, kwargs)) if self.recording is not None else []
         result = func(*args, **kwargs)
+        if self.recording is not None:
+            self.recording.ran(func, args, kwargs, written, result)
+        self.kept.plain[index] = plain_of(args, kwargs)
         self.kept.looks[index] = tree_map(lambda leaf: _Look.of(leaf) if isinstance(leaf, Tensor) else leaf, result)
         if index in self.kept.needed:
             copied = index in self.reuse.overwritten
             self.kept.results[index] = [
-                leaf.clone() if copied and isinstance(leaf, Tensor) else leaf for leaf in tree_leaves(result)
+                self._copy(leaf) if copied and isinstance(leaf, Tensor) else leaf for leaf in flat(result)
             ]
         return result
+
+    def passed(self, source: Tensor, result: Tensor) -> Tensor:
+        if self.recording is not None:
+            self.recording.renamed(source, result)
+        return result
+
+    def _copy(self, tensor: Tensor) -> Tensor:
+        copy = tensor.clone()
+        if self.recording is not None:
+            self.recording.ran(torch.ops.aten.clone.default, (tensor,), {}, [], copy)
+        return copy
+
+
+class _SizesRead(TorchFunctionMode):
+    """Notices code that looks at sizes of tensors, that of the batch aside: it may do other things at other sizes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.are_read = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if func == _SHAPE or (func == torch.Tensor.size and isinstance(result, torch.Size)):
+            return _WatchedSizes(result, self)
+        if func == torch.Tensor.size:
+            self.are_read |= (args[1] if len(args) > 1 else kwargs["dim"]) != 0
+        elif func in _READ_SIZES:
+            self.are_read = True
+        return result
+
+
+_SHAPE = torch.Tensor.shape.__get__  # type: ignore[attr-defined]  # a descriptor, whatever its stub says
+_READ_SIZES = (torch.Tensor.numel, torch.Tensor.nelement, torch.Tensor.stride, torch.numel)
+
+
+class _WatchedSizes(tuple[int, ...]):
+    """Sizes of a tensor, which operators may take; but who looks at one of them, other than the first, is noticed."""
+
+    watcher: _SizesRead
+
+    def __new__(cls, sizes: torch.Size, watcher: _SizesRead) -> _WatchedSizes:
+        new = super().__new__(cls, sizes)
+        new.watcher = watcher
+        return new
+
+    def __getattribute__(self, name: str) -> Any:
+        if not name.startswith("__") and name != "watcher":
+            self.watcher.are_read = True
+            return getattr(torch.Size(tuple.__iter__(self)), name)  # numel, index ...
+        return super().__getattribute__(name)
+
+    def __getitem__(self, key: Any) -> Any:
+        self.watcher.are_read |= key != 0
+        return tuple.__getitem__(self, key)
+
+
+def _watched(name: str) -> Callable[..., Any]:
+    def method(self: _WatchedSizes, *args: Any) -> Any:
+        self.watcher.are_read = True
+        return getattr(tuple, name)(self, *args)
+
+    return method
+
+
+for _name in ("iter", "eq", "ne", "lt", "le", "gt", "ge", "add", "mul", "rmul", "contains", "hash", "repr"):
+    setattr(_WatchedSizes, f"__{_name}__", _watched(f"__{_name}__"))
 
 
 class _Reusing(_InOrder):  # type: ignore[no-untyped-call]
@@ -460,22 +630,21 @@ class _Reusing(_InOrder):  # type: ignore[no-untyped-call]
         if index in self.plan.computed or (func.is_view and index not in self.plan.needed):
             result = func(*args, **kwargs)
             if recording is not None:
-                recording.ran(func, args, kwargs, written, result)
+                recording.ran(func, args, kwargs, written, result, index, self.kept.plain[index])
             return result
         looks = self.kept.looks[index]
         if recording is not None and not all(isinstance(look, _Look) for look in tree_leaves(looks)):
             recording.is_fixed = False  # a number that was read from a tensor: what follows may depend on it
         is_needed = index in self.plan.needed
+        make = self._maker(index, is_needed)
         if len(written) == 1 and isinstance(looks, _Look):  # in place: the same tensor is returned
             if is_needed:
-                make = self._maker(index, is_needed)
-                written[0].copy_(make(self.kept)[0])
+                written[0].copy_(make((self.kept, self.widths))[0])
                 if recording is not None:
                     recording.filled(written[0], make)
             return written[0]
-        make = self._maker(index, is_needed)
         _, structure = tree_flatten(looks)
-        result = tree_unflatten(make(self.kept), structure)
+        result = tree_unflatten(make((self.kept, self.widths)), structure)
         if recording is not None:
             recording.made(make, result)
         return result
@@ -487,23 +656,24 @@ class _Reusing(_InOrder):  # type: ignore[no-untyped-call]
 
     def _maker(self, index: int, is_needed: bool) -> Make:
         """What gives the results of an operator for the narrower net: cut from those kept, or just as large."""
-        looks, axes = tree_leaves(self.kept.looks[index]), iter(self.reuse.results[index].axes)
-        follows = [next(axes) if isinstance(look, _Look) else None for look in looks]
-        before, after, group = self.kept.widths, self.widths, self.group  # nothing of this pass may outlive it
+        group, follows = self.group, self.reuse.results[index].axes  # nothing of this pass may outlive it
 
-        def make(kept: Kept) -> list[Any]:
-            made: list[Any] = []
-            for number, (look, axes) in enumerate(zip(looks, follows, strict=True)):
-                if axes is None:
+        def make(source: tuple[Kept, Widths]) -> list[Any]:
+            kept, after = source
+            made, axes = list[Any](), iter(follows)
+            for number, look in enumerate(flat(kept.looks[index])):
+                if not isinstance(look, _Look):
                     made.append(kept.results[index][number] if is_needed else look)
-                elif is_needed:
-                    part = _cut_further(kept.results[index][number], axes, before, after)
+                    continue
+                along = next(axes)
+                if is_needed:
+                    part = _cut_further(kept.results[index][number], along, kept.widths, after)
                     assert part is not None, "the plan was proven"
                     made.append(look.blank(part.shape).copy_(part))
                 else:
                     shape = [
                         size if group not in axis.groups else axis.kept(after)
-                        for size, axis in zip(look.shape, axes, strict=True)
+                        for size, axis in zip(look.shape, along, strict=True)
                     ]
                     made.append(look.blank(shape))
             return made
