@@ -217,7 +217,12 @@ class Lab:
         return net, evaluate(net, self.test)
 
     def supernet(
-        self, name: str, seed: int, ratios: tuple[float, float] | None = None, **changes: Any
+        self,
+        name: str,
+        seed: int,
+        ratios: tuple[float, float] | None = None,
+        epochs: int | None = None,
+        **changes: Any,
     ) -> tuple[Supernet, dict[str, Any]]:
         """A supernet of independent widths, or within `ratios` a US-Net, and the record of its training."""
         supernet = Supernet(self.fresh(seed), self.space)
@@ -225,7 +230,7 @@ class Lab:
         def step(net: nn.Module, recipe: SupernetRecipe) -> Step:
             return sandwich_step(supernet, recipe, ratios=ratios)
 
-        recipe = self.recipe(self.setting.supernet_epochs, **changes)
+        recipe = self.recipe(epochs or self.setting.supernet_epochs, **changes)
         return supernet, self.trained(name, supernet, step, recipe, seed)
 
     def i_net(self, ratio: float, seed: int) -> tuple[nn.Module, float]:

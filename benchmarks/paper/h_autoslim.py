@@ -26,17 +26,21 @@ KINDS = {
     "exchanged": "the same, then exchanges of bins",
     "accuracy": "judged by accuracy",
     "distilled": "supernet with in-place distillation",
+    "longer": "supernet trained for twice as long",
     "score": "greedy by the score alone",
 }
 # in the order of their training; 25 % is what the claim is about
 NETS = [(0.25, ("found", "uniform")), (0.12, ("found", "uniform")), (0.5, ("found", "uniform"))]
-NETS += [(0.25, (kind,)) for kind in ("accuracy", "exchanged", "distilled", "score")]
+NETS += [(0.25, (kind,)) for kind in ("exchanged", "longer", "accuracy", "distilled", "score")]
 
 
 def supernet_of(lab: Lab, kind: str, seed: int) -> Supernet:
-    """The supernet that a kind of net is found in: trained by labels alone, or by distillation as in the paper."""
+    """The supernet that a kind of net is found in: trained by labels alone, for longer, or by distillation as in the paper."""
     if kind == "distilled":
         return lab.supernet(f"supernet-distilled-{seed}", seed)[0]
+    if kind == "longer":
+        epochs = 2 * lab.setting.supernet_epochs
+        return lab.supernet(f"supernet-longer-{seed}", seed, epochs=epochs, distill=False)[0]
     return lab.supernet(f"supernet-{seed}", seed, distill=False)[0]
 
 
