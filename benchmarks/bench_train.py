@@ -2,6 +2,7 @@
 
     python benchmarks/bench_train.py            # MobileNetV2 and ResNet-50 at 64, 128, 224 px, float32 and bf16: hours on two cores
     python benchmarks/bench_train.py --quick    # MobileNetV2 at 64 px, few rounds: a few minutes
+    python benchmarks/bench_train.py --precisions fp32 --draws 2 --rounds 3    # where the CPU has no bf16
 
 Time: one process, one batch. A sandwich step (four nets, one optimizer step) against its four nets extracted, each trained
 as a plain module (forward, backward, its own optimizer step), in turn, in an order that alternates; the ratio of a round is
@@ -33,6 +34,7 @@ from torch import nn
 
 from autoslim import Recipe, Supernet, extract, sandwich_backward, trace
 from autoslim.data import Batches, ImageSet
+from autoslim.files import write_json
 from autoslim.losses import soft_cross_entropy
 from autoslim.run import provenance
 from autoslim.train import make_optimizer
@@ -129,26 +131,33 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--rounds", type=int)
+    parser.add_argument("--draws", type=int, help="of widths")
+    parser.add_argument("--precisions", nargs="+", choices=("fp32", "bf16"), default=("fp32", "bf16"))
     parser.add_argument("--threads", type=int, default=int(os.environ.get("OMP_NUM_THREADS", "0")) or os.cpu_count())
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.quick:
-        cases, draws, rounds = [("mobilenet_v2", 64, p, 32) for p in ("fp32", "bf16")], 1, 4
+        cases, draws, rounds = [("mobilenet_v2", 64, p, 32) for p in options.precisions], 1, 4
         memories = [("mobilenet_v2", 64, 64)]
     else:
         nets = ("mobilenet_v2", "resnet50")
-        cases = [(net, size, p, BATCHES[size]) for net in nets for size in BATCHES for p in ("fp32", "bf16")]
+        cases = [(net, size, p, BATCHES[size]) for net in nets for size in BATCHES for p in options.precisions]
         draws, rounds = 3, 5
         memories = [(net, size, batch) for net in nets for size, batch in BATCHES.items()]
-    record = {
+    record: dict[str, Any] = {
         **provenance(),
         "quick": options.quick,
         "threads": options.threads,
-        "load": os.getloadavg(),
-        "time": [compare(*case, draws, options.rounds or rounds) for case in cases],
-        "memory": [memory(*case) for case in memories],
+        "time": [],
+        "memory": [],
     }
-    RESULTS.write_text(json.dumps(record, indent=1) + "\n")
+    for case in cases:
+        record["time"].append(compare(*case, options.draws or draws, options.rounds or rounds))
+        record["load"] = os.getloadavg()
+        write_json(RESULTS, record)
+    for each in memories:
+        record["memory"].append(memory(*each))
+        write_json(RESULTS, record)
     worst = {
         "time_ratio": max(case["ratio"] for case in record["time"]),
         "memory_ratio": max(case["ratio"] for case in record["memory"]),
