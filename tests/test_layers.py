@@ -29,6 +29,7 @@ LAYERS = [
         "reuse",
         "screening",
         "judge",
+        "precision",
         "sorting",
     ],
     [

@@ -90,7 +90,9 @@ class SlimConfig(_Strict):
     up to `keep_gb` gigabytes; "racing" does that and drops candidates, batch by batch, that cannot win any more: a step
     goes wrong by that with a probability below `1 - confidence` (see `RacingJudge`). `memory_gb`: gigabytes that the
     search may take beside the images; batches become smaller than `batch_size`, and less is kept, where they would not
-    suffice (see `fit_batches`). `screen`: look only at so many candidates of a step, those whose loss rises least by
+    suffice (see `fit_batches`). `precision`: "bf16" runs the nets of the search in that, unless rounding would move the
+    comparison of nets by more than half of what chance does (see `rounding_of`); quick where the device has it, and
+    many times slower where not. `screen`: look only at so many candidates of a step, those whose loss rises least by
     the estimate of one backward pass (see `promising`).
     """
 
@@ -104,6 +106,7 @@ class SlimConfig(_Strict):
     confidence: Annotated[float, Field(gt=0, le=1)] = 0.95
     keep_gb: Annotated[float, Field(ge=0)] = 2.0
     memory_gb: Annotated[float, Field(gt=0)] | None = None
+    precision: Literal["fp32", "bf16"] = "fp32"
     screen: Annotated[int, Field(ge=1)] | None = None
 
     @property

@@ -32,6 +32,7 @@ from autoslim.launch import launched
 from autoslim.models import build_model
 from autoslim.optimizers import make_optimizer, make_schedule
 from autoslim.path import read_path
+from autoslim.precision import lowered, lowered_inputs, rounding_of
 from autoslim.progress import Progress
 from autoslim.recipe import Recipe, RetrainRecipe
 from autoslim.report import has_plotly, render_report
@@ -384,7 +385,8 @@ def slim_stage(job: Job) -> None:
         job.progress.say(f"search: within {slim.memory_gb:g} GB, batches of {len(images[0][1])} images; {kept}")
         if world().is_main:
             write_json(job.run.batches, asdict(fit))
-    judge = make_judge(slim.judge, job.net, images, slim.score, slim.confidence, fit.keep_bytes, slim.screen)
+    net, images = _in_precision(job, job.net, images)
+    judge = make_judge(slim.judge, net, images, slim.score, slim.confidence, fit.keep_bytes, slim.screen)
     _load_race(job, judge, len(steps))
     start = steps[-1].widths if steps else job.space.full()
     cost = JointCost((budget.cost, budget.limit) for budget in job.budgets)
@@ -432,6 +434,21 @@ def slim_stage(job: Job) -> None:
         accuracy = known.get("accuracy", {}) | accuracy  # one taken from the path may have been retrained before
         metrics = known | {"budget": budget.text, **job.figures(widths), "accuracy": accuracy}
         write_json(directory / "metrics.json", metrics | ({"exchanges": moves} if moves else {}))
+
+
+def _in_precision(
+    job: Job, net: Supernet, images: list[tuple[Tensor, Tensor]]
+) -> tuple[Supernet, list[tuple[Tensor, Tensor]]]:
+    """The net and the images of the search, in bf16 if that is asked for and changes no more than chance does."""
+    if job.config.slim.precision == "fp32":
+        return net, images
+    low = lowered(net)
+    moved = agreed(lambda: rounding_of(net, low, images, SCORES[job.config.slim.score]))
+    by = f"rounding moves differences between nets by {moved.rounding:.2g}, the choice of images by {moved.chance:.2g}"
+    job.progress.say(f"search: in {'bf16' if moved.is_harmless else 'fp32, for in bf16'} {by}")
+    if not moved.is_harmless:
+        return net, images
+    return low, [(lowered_inputs(inputs), targets) for inputs, targets in images]
 
 
 def _load_race(job: Job, judge: Judge, steps: int) -> None:
