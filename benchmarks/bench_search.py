@@ -208,6 +208,13 @@ class Bench:
         return {"accuracy": accuracy, "accuracy_gap": 100 * abs(accuracy["racing"] - accuracy["exhaustive"])}
 
 
+def _keep(records: list[dict[str, Any]]) -> None:
+    """Add records to the file; each takes the place of one of the same net and number of images."""
+    before = json.loads(RESULTS.read_text())["records"] if RESULTS.exists() else []
+    kept = {(record["net"], record["images"]): record for record in (*before, *records)}
+    RESULTS.write_text(json.dumps({"records": [kept[key] for key in sorted(kept)]}, indent=1) + "\n")
+
+
 def _best(found: Mapping[str, tuple[float, float]]) -> str:
     return max(found, key=lambda group: found[group][1])
 
@@ -228,8 +235,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--nets", nargs="+", choices=NETS, default=list(NETS))
     parser.add_argument("--images", nargs="+", type=int, default=[2000, 10000])
-    parser.add_argument("--every", nargs="+", type=int, default=[1, 4], help="compare each so many steps; by --images")
-    parser.add_argument("--steps", nargs="+", type=int, default=[20, 9], help="at most so many steps; by --images")
+    parser.add_argument("--every", nargs="+", type=int, default=[1, 8], help="compare each so many steps; by --images")
+    parser.add_argument("--steps", nargs="+", type=int, default=[20, 20], help="at most so many steps; by --images")
     parser.add_argument("--budget", type=float, default=0.25, help="share of the MACs at which the walk ends")
     parser.add_argument("--batch-size", type=int, default=250)
     parser.add_argument("--epochs", type=int, default=2, help="of a supernet")
@@ -248,8 +255,8 @@ def main() -> None:
         torch.manual_seed(0)
         bench = Bench(name, NETS[name](), data, options)
         for count, every, most in zip(options.images, options.every, options.steps, strict=True):
-            records.append(bench.run(count, every, most))
-            RESULTS.write_text(json.dumps({"provenance": provenance(), "records": records}, indent=1) + "\n")
+            records.append(bench.run(count, every, most) | {"provenance": provenance()})
+            _keep(records)
     worst = {
         "speedup": min(record["speedup"] for record in records),
         "same_steps": min(record["same_steps"] for record in records),
