@@ -1,0 +1,142 @@
+"""A run that is killed a hundred times ends in the same bytes. Takes minutes: `make soak` runs it, `make test` does not.
+
+Real processes are killed at random moments, most by SIGKILL. Where a run is ahead of the kills that are to come, the
+next process gets less time than a step takes, and where it is behind it gets more: so no stage is passed over.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import autoslim
+from test_pipeline import artefacts, config
+
+__all__ = ["config"]  # the fixture
+HERE = Path(__file__).parent
+KILLS = int(os.environ.get("AUTOSLIM_KILLS", "100"))
+SEED = int(os.environ.get("AUTOSLIM_SEED", "0"))
+OPTIONS = [
+    *("train.epochs=6", "train.ema=0.9", "retrain.epochs=6", "retrain.optimizer=adamw", "retrain.lr=0.01"),
+    *("space.bins=6", "slim.batch_size=30", "slim.exchange=true", "data.augment=crop"),
+]
+
+
+class Forks:
+    """Processes of the command line, one after the other."""
+
+    def __init__(self, process: subprocess.Popen[str], output: Path) -> None:
+        self.process, self.output = process, output
+
+    def run(self, *arguments: object, delay: float | None = None, number: int = signal.SIGKILL) -> tuple[int, float]:
+        """Exit status and seconds; killed after `delay`, if it has not ended before."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        asked = {"arguments": [*map(str, arguments)], "output": str(self.output), "delay": delay, "signal": number}
+        print(json.dumps(asked), file=self.process.stdin, flush=True)
+        status, seconds = json.loads(self.process.stdout.readline())
+        return status, seconds
+
+
+@contextmanager
+def forks(output: Path) -> Iterator[Forks]:
+    environment = os.environ | {"PYTHONPATH": str(Path(autoslim.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(HERE / "forks.py")]
+    process = subprocess.Popen(command, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    with process:
+        yield Forks(process, output)
+        assert process.stdin is not None
+        process.stdin.close()  # it ends
+
+
+def lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def done(root: Path) -> int:
+    """How far a run has come: epochs, greedy steps, exchanges, nets and figures."""
+    logs = [root / "train.jsonl", root / "slim.jsonl", *root.glob("subnets/*/exchange.jsonl")]
+    return sum(map(lines, logs)) + sum(1 for name in ("model.safetensors", "metrics.json") for _ in root.rglob(name))
+
+
+def stage(root: Path) -> str:
+    """What a process that is started now works on."""
+    nets = [*root.glob("subnets/*/metrics.json")]
+    if not (root / "supernet/metrics.json").exists():
+        return "training"
+    if len(nets) < 2:
+        return "search"
+    known = [json.loads(path.read_text()).get("accuracy", {}) for path in nets]
+    return "retraining" if not all("uniform" in each for each in known) else "export"
+
+
+def everything(root: Path) -> dict[str, Any]:
+    """What must be the same to the byte, but for times."""
+    found = artefacts(root)
+    for pattern in ("race/*", "subnets/*/exchange.jsonl", "space.json", "data.json"):
+        found |= {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.glob(pattern))}
+    results = json.loads((root / "results.json").read_text())
+    for net in (results["full"], *results["subnets"]):
+        net["latency_ms"] = net["latency_spread_ms"] = None
+    return found | {"results": results, "files": sorted(str(path.relative_to(root)) for path in root.rglob("*"))}
+
+
+@pytest.mark.soak
+def test_a_hundred_kills_end_in_the_same_result(config: Path, in_tmp: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = [part for text in OPTIONS for part in ("--set", text)]
+    rng, root, output = random.Random(SEED), in_tmp / "killed", in_tmp / "output.txt"
+
+    def tell(text: str) -> None:
+        with capsys.disabled():
+            print(f"soak: {text}", file=sys.stderr, flush=True)
+
+    with forks(output) as processes:
+        status, whole_seconds = processes.run("run", config, *options, "--run-dir", "whole")
+        assert status == 0, output.read_text()
+        whole, total = everything(in_tmp / "whole"), done(in_tmp / "whole")
+        assert whole["path"].count(b"\n") > 8
+        assert len({json.loads(line)["images"] for line in whole["path"].splitlines()}) > 1  # there was a race
+        status, start = processes.run("run", config, *options, "--run-dir", "whole")  # to come to where it was
+        assert status == 0, output.read_text()
+        unit = (whole_seconds - start) / total
+        moves = sum(map(lines, (in_tmp / "whole").glob("subnets/*/exchange.jsonl")))
+        tell(f"undisturbed {whole_seconds:.1f} s for {total} steps, {moves} of them exchanges; seed {SEED}")
+
+        hit, ends, signals, hurry, began = Counter[str](), Counter[int](), Counter[str](), 1.0, time.monotonic()
+        while (kills := hit.total()) < KILLS:
+            before, where = done(root), stage(root)
+            if before / total > 0.97 * kills / KILLS:
+                delay = rng.uniform(0.1 * start, start + 0.8 * unit)
+            else:
+                delay = hurry * rng.uniform(start, start + 3 * unit)
+            number = signal.SIGTERM if rng.random() < 0.15 else signal.SIGKILL
+            status, _ = processes.run("run", config, *options, "--run-dir", root, delay=delay, number=number)
+            assert status in (0, -number, 128 + number), f"{status} at kill {kills}: {output.read_text()}"
+            # a machine that is busy now needs more time for a step than it did before
+            hurry = 1.0 if done(root) > before else min(20.0, hurry * 1.2)
+            if status == 0:
+                continue
+            hit[where] += 1
+            ends[status] += 1
+            signals[signal.Signals(number).name] += 1
+            if hit.total() % 10 == 0:
+                tell(f"{hit.total()} kills, {done(root)} of {total} steps, in {stage(root)}; {dict(hit)}")
+        status, _ = processes.run("run", config, *options, "--run-dir", root)
+        assert status == 0, output.read_text()
+    tell(f"{dict(signals)}, ends {dict(ends)}, in {time.monotonic() - began:.0f} s; while at {dict(hit)}")
+    assert all(hit[name] >= KILLS // 20 for name in ("training", "search", "retraining")), hit
+    after = everything(root)
+    assert after["files"] == whole["files"]
+    assert [key for key in whole if after[key] != whole[key]] == []
