@@ -1,7 +1,8 @@
-"""A run that is killed a hundred times ends in the same bytes. Takes minutes: `make soak` runs it, `make test` does not.
+"""A run killed a hundred times ends in the same bytes. Takes minutes: `make soak` runs it, `make test` does not.
 
 Real processes are killed at random moments, most by SIGKILL. Where a run is ahead of the kills that are to come, the
-next process gets less time than a step takes, and where it is behind it gets more: so no stage is passed over.
+next process is killed before it gets further, or just then; where it is behind, some time after it got further. So the
+kills are spread over all stages, however fast the machine is.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any
 import pytest
 
 import autoslim
+from forks import done
 from test_pipeline import artefacts, config
 
 __all__ = ["config"]  # the fixture
@@ -40,11 +42,11 @@ class Forks:
     def __init__(self, process: subprocess.Popen[str], output: Path) -> None:
         self.process, self.output = process, output
 
-    def run(self, *arguments: object, delay: float | None = None, number: int = signal.SIGKILL) -> tuple[int, float]:
-        """Exit status and seconds; killed after `delay`, if it has not ended before."""
+    def run(self, *arguments: object, **killed: Any) -> tuple[int, float]:
+        """Exit status and seconds."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        asked = {"arguments": [*map(str, arguments)], "output": str(self.output), "delay": delay, "signal": number}
+        asked = {"arguments": [*map(str, arguments)], "output": str(self.output), "signal": None, **killed}
         print(json.dumps(asked), file=self.process.stdin, flush=True)
         status, seconds = json.loads(self.process.stdout.readline())
         return status, seconds
@@ -63,12 +65,6 @@ def forks(output: Path) -> Iterator[Forks]:
 
 def lines(path: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
-
-
-def done(root: Path) -> int:
-    """How far a run has come: epochs, greedy steps, exchanges, nets and figures."""
-    logs = [root / "train.jsonl", root / "slim.jsonl", *root.glob("subnets/*/exchange.jsonl")]
-    return sum(map(lines, logs)) + sum(1 for name in ("model.safetensors", "metrics.json") for _ in root.rglob(name))
 
 
 def stage(root: Path) -> str:
@@ -114,18 +110,18 @@ def test_a_hundred_kills_end_in_the_same_result(config: Path, in_tmp: Path, caps
         moves = sum(map(lines, (in_tmp / "whole").glob("subnets/*/exchange.jsonl")))
         tell(f"undisturbed {whole_seconds:.1f} s for {total} steps, {moves} of them exchanges; seed {SEED}")
 
-        hit, ends, signals, hurry, began = Counter[str](), Counter[int](), Counter[str](), 1.0, time.monotonic()
+        hit, ends, signals, began = Counter[str](), Counter[int](), Counter[str](), time.monotonic()
         while (kills := hit.total()) < KILLS:
-            before, where = done(root), stage(root)
-            if before / total > 0.97 * kills / KILLS:
-                delay = rng.uniform(0.1 * start, start + 0.8 * unit)
+            where = stage(root)
+            if done(root) / total > 0.97 * kills / KILLS:
+                delay, more = rng.uniform(0.1 * start, start + 2 * unit), rng.uniform(0, 0.2 * unit)
             else:
-                delay = hurry * rng.uniform(start, start + 3 * unit)
+                delay, more = 600.0, rng.uniform(0, unit)
             number = signal.SIGTERM if rng.random() < 0.15 else signal.SIGKILL
-            status, _ = processes.run("run", config, *options, "--run-dir", root, delay=delay, number=number)
+            status, _ = processes.run(
+                "run", config, *options, "--run-dir", root, root=str(root), delay=delay, more=more, signal=number
+            )
             assert status in (0, -number, 128 + number), f"{status} at kill {kills}: {output.read_text()}"
-            # a machine that is busy now needs more time for a step than it did before
-            hurry = 1.0 if done(root) > before else min(20.0, hurry * 1.2)
             if status == 0:
                 continue
             hit[where] += 1

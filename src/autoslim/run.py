@@ -21,7 +21,8 @@ from filelock import FileLock, Timeout
 from autoslim._version import __version__
 from autoslim.config import Config, make_config, read_yaml
 from autoslim.errors import ConfigError, RunError, nearest
-from autoslim.files import append_record, keep_records, read_records, write_whole
+from autoslim.files import append_record, keep_records, write_whole
+from autoslim.records import EPOCH, read_lines
 
 # the path of the search is kept for other budgets; the others change nothing that has been computed
 _MAY_CHANGE = {
@@ -78,8 +79,8 @@ class Run:
     def drop_epochs(self, stage: str, after: int) -> None:
         """Take the lines of a training after an epoch out of `train_log`."""
         with self._train_lock():
-            lines = read_records(self.train_log)
-            kept = [line for line in lines if line.get("stage") != stage or line.get("epoch", 0) <= after]
+            lines = read_lines(self.train_log, EPOCH)
+            kept = [line for line in lines if line["stage"] != stage or line["epoch"] <= after]
             if len(kept) < len(lines):
                 keep_records(self.train_log, kept)
 
