@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from autoslim.cost import Budget
-from autoslim.errors import BudgetError, ConfigError, nearest
+from autoslim.errors import AutoSlimError, BudgetError, ConfigError, nearest
 from autoslim.recipe import RetrainRecipe, SupernetRecipe
 from autoslim.space import ChannelSpace, parse_bins
 
@@ -227,6 +227,8 @@ def make_config(values: Mapping[str, Any], where: str = "configuration") -> Conf
         return Config.model_validate(dict(values))
     except ValidationError as error:
         raise ConfigError(f"{where}: {_explain(error)}") from error
+    except AutoSlimError as error:  # of our own validators
+        raise type(error)(f"{where}: {error}") from error
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -23,21 +23,25 @@ from autoslim.switchable import SwitchableNet
 from autoslim.train import load_unshared, unshared
 
 
+_CHECKSUM = "checksum"
+
+
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
     """Tensors and a JSON record in one safetensors file, which appears whole or not at all."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    text = json.dumps(record)
-    write_whole(path, save(plain, {"autoslim": text, "checksum": _checksum(plain, text)}))
+    # one key: safetensors writes several in any order, and the same net must be the same bytes
+    text = json.dumps({**record, _CHECKSUM: _checksum(plain, record)})
+    write_whole(path, save(plain, {"autoslim": text}))
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """What `save_tensors` wrote; `RunError` naming the file if it is damaged or no such file."""
     try:
         with safe_open(path, framework="pt") as file:
-            about = file.metadata() or {}
-            record = dict(json.loads(about["autoslim"]))
+            record = dict(json.loads((file.metadata() or {})["autoslim"]))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if about.get("checksum", checksum := _checksum(tensors, about["autoslim"])) != checksum:
+        said = record.pop(_CHECKSUM, None)  # older files have none
+        if said is not None and said != _checksum(tensors, record):
             raise ValueError("its checksum is another one")
     except FileNotFoundError:
         raise RunError(f"there is no file {path}") from None
@@ -47,9 +51,9 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, record
 
 
-def _checksum(tensors: Mapping[str, Tensor], text: str) -> str:
+def _checksum(tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> str:
     """Of names, types, shapes and values, in any order, and of the record: bits that flip on a disk leave no trace."""
-    total = zlib.crc32(text.encode())
+    total = zlib.crc32(json.dumps(record).encode())
     for name in sorted(tensors):
         tensor = tensors[name]
         total = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), total)

@@ -107,7 +107,7 @@ class LatencyTable:
         if not {"operator", "widths", "ms"} <= set(head):
             separator = "; columns are separated by commas" if ";" in "".join(head) or "\t" in "".join(head) else ""
             raise LatencyError(
-                f"{where}: the first line must name the columns operator,widths,ms{separator}; it is {head or ''}"
+                f"{where}: the first line must name the columns operator,widths,ms{separator}; it is {str(head or '')[:80]}"
             )
         rows = []
         for number, line in content[1:]:
@@ -150,10 +150,11 @@ def _row(cells: Mapping[str, str], where: str) -> LatencyRow:
         row = LatencyRow(cells["operator"], widths, float(cells["ms"]), float(cells.get("spread") or 0.0))
     except (KeyError, ValueError) as error:
         raise LatencyError(f"{where}: expected operator,widths,ms as in 'conv 1x1 ...,16 96,0.21': {error}") from None
-    if not row.operator or not 0 <= row.ms <= _LONGEST or not 0 <= row.spread <= _LONGEST:
-        raise LatencyError(f"{where}: an operator needs a name and a time in milliseconds that is not negative")
-    if min(widths, default=1) < 1 or max(widths, default=1) > _WIDEST:
-        raise LatencyError(f"{where}: widths are numbers of channels, 1 to {_WIDEST}")
+    is_time = 0 <= row.ms <= _LONGEST and 0 <= row.spread <= _LONGEST
+    if not row.operator or not is_time or not all(1 <= width <= _WIDEST for width in widths):
+        raise LatencyError(
+            f"{where}: an operator needs a name, widths of at least 1 and a time in milliseconds that is not negative"
+        )
     return row
 
 
@@ -202,7 +203,7 @@ class _Fit:
 
 _NEAREST = 4
 _LONGEST = 1e9  # milliseconds: above, sums of squares are no numbers
-_WIDEST = 10**9
+_WIDEST = 10**9  # and their products too
 
 
 class LatencyCost:
