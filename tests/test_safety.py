@@ -26,7 +26,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -45,6 +44,7 @@ from autoslim.pretrained import load_pretrained
 from autoslim.progress import Progress
 from autoslim.run import read_run
 from autoslim.tables import LatencyCost, LatencyTable
+from forks import forks
 from test_latency import invented
 from test_pipeline import NET, artefacts, config, fails, run
 
@@ -102,7 +102,23 @@ def foreign(content: bytes, rng: random.Random) -> bytes:
 
 
 BYTES: tuple[Damage, ...] = (flipped, cut_short, at_start, with_a_span, with_another_number, foreign)
-WRONG: tuple[Any, ...] = (None, "x", "", [], {}, -1, 0, True, 0.5, 10**400, 1e308, float("nan"), [[[]]], {"a": {}}, [-1])
+WRONG: tuple[Any, ...] = (
+    None,
+    "x",
+    "",
+    [],
+    {},
+    -1,
+    0,
+    True,
+    0.5,
+    10**400,
+    1e308,
+    float("nan"),
+    [[[]]],
+    {"a": {}},
+    [-1],
+)
 
 
 def changed(value: Any, rng: random.Random) -> Any:
@@ -209,12 +225,14 @@ def fuzz(
                 with in_time():
                     read()
                 tally.read += 1
+                said = named
             except AutoSlimError as error:
                 tally.refused += 1
-                assert named in str(error), f"{kind.__name__} {number}: {error}"
-                assert len(str(error)) < 2000, f"{kind.__name__} {number}: {str(error)[:300]}"
+                said = str(error)
             except BaseException as error:
                 raise AssertionError(f"{path.name}, {kind.__name__} {number}: {damaged[:300]!r}") from error
+            assert named in said, f"{kind.__name__} {number}: {said}"
+            assert len(said) < 2000, f"{kind.__name__} {number}: {said[:300]}"
     finally:
         path.write_bytes(original)
     assert tally.refused >= count // 4
@@ -386,3 +404,367 @@ def test_it_was_a_thousand_files() -> None:
         pytest.skip("not all of this file was run in this process")
     print({name: (tally.read, tally.refused) for name, tally in TALLIES.items()})
     assert sum(tally.read + tally.refused for tally in TALLIES.values()) >= 1000
+
+
+# --- what means harm ----------------------------------------------------------------------------------------------
+
+
+class Evil:
+    """Unpickled, it leaves a mark."""
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, ("executed",)
+
+
+def refusal(read: Callable[[], Any]) -> str:
+    with in_time(), pytest.raises(AutoSlimError) as caught:
+        read()
+    return str(caught.value)
+
+
+def test_nothing_is_unpickled(in_tmp: Path, finished: Finished, capsys: pytest.CaptureFixture[str]) -> None:
+    harm = np.empty(3, dtype=object)
+    harm[:] = [Evil()] * 3
+    np.savez(in_tmp / "evil.npz", x_train=harm, y_train=harm, x_test=harm, y_test=harm, allow_pickle=True)
+    assert "never loaded" in refusal(lambda: load_data(in_tmp / "evil.npz"))
+    for name, content in (("evil.pth", {"state_dict": {"head.weight": Evil()}}), ("whole.pth", Evil())):
+        torch.save(content, in_tmp / name)
+        assert name in refusal(lambda name=name: load_pretrained(build_model(NET), in_tmp / name))
+        assert name in fails(capsys, "run", finished.root.parent / "small.yaml", "--pretrained", name)
+    for name in ("evil.pt", "evil.safetensors", "evil.npz"):
+        (in_tmp / name).write_bytes(pickle.dumps(Evil(), protocol=2))
+        read = load_data if name.endswith("npz") else lambda path: load_pretrained(build_model(NET), path)
+        assert name in refusal(lambda name=name, read=read: read(in_tmp / name))
+    subnet = finished.root / "subnets/50%/model.safetensors"
+    good = subnet.read_bytes()
+    subnet.write_bytes(pickle.dumps(Evil()))
+    assert "damaged" in refusal(lambda: autoslim.load_subnet(subnet.parent))
+    subnet.write_bytes(good)
+    assert not (in_tmp / "executed").exists()
+
+
+HOSTILE = [
+    "model: !!python/object/apply:os.mkdir [executed]",
+    "model: !!python/object/new:os.mkdir [executed]",
+    "model: !!python/name:os.mkdir",
+    "model: !!python/module:antigravity",
+    "!!python/object/apply:os.mkdir [executed]",
+    "model: os:mkdir\nmodel_args: {path: executed}",
+    "model: posix:mkdir\nmodel_args: {path: executed}",
+    "model: subprocess:run\nmodel_args: {args: [mkdir, executed]}",
+    "model: builtins:exec\nmodel_args: {source: 'import os; os.mkdir(\"executed\")'}",
+    "model: antigravity:fly",
+    "model: torch:load\nmodel_args: {f: evil.pth, weights_only: false}",
+    "model: torch.hub:load\nmodel_args: {repo_or_dir: ., model: net, source: local}",
+    "model: torch.utils.cpp_extension:load\nmodel_args: {name: x, sources: []}",
+    "model: numpy:load\nmodel_args: {file: evil.npz, allow_pickle: true}",
+    "model: yaml:unsafe_load\nmodel_args: {stream: '!!python/object/apply:os.mkdir [executed]'}",
+    "model: autoslim:mobilenet_v1\ndata: {source: 'os:abort'}",
+    "model: autoslim:mobilenet_v1\ndata: {source: 'wds:pipe:mkdir executed'}",
+    'model: autoslim:mobilenet_v1\ndata: {source: "no\\0thing.npz"}',
+    'model: "no\\0thing.py:net"',
+    'model: autoslim:mobilenet_v1\npretrained: "no\\0thing.pth"',
+    'model: autoslim:mobilenet_v1\nlatency: {table: "no\\0thing.csv"}\nslim: {budgets: [latency_ms<=50%]}',
+    "model: autoslim:mobilenet_v1\nseed: 99999999999999999999999",
+    "model: autoslim:mobilenet_v1\nthreads: 99999999999",
+    "model: autoslim:mobilenet_v1\nspace: {bins: 2001-99-99}",
+    "model: autoslim:mobilenet_v1\nmodel_args: &a {width: *a}",
+    "a: &a [x, x, x, x, x, x, x, x, x]\n"
+    + "".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefghijk", "bcdefghijkl", strict=True)),
+    "model_args: " + "[" * 20_000,
+    "model_args: " + "{a: " * 900 + "}" * 900,
+]
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
+def test_a_configuration_runs_no_code(text: str, in_tmp: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save(Evil(), in_tmp / "evil.pth")
+    np.savez(in_tmp / "evil.npz", x_train=np.array([Evil()]), allow_pickle=True)
+    (in_tmp / "hubconf.py").write_text("import os\nos.mkdir('executed')\n")
+    (in_tmp / "evil.yaml").write_text(text)
+    with in_time():
+        assert len(fails(capsys, "run", "evil.yaml", "--threads", "1" if "threads" not in text else "2")) < 2000
+    assert not (in_tmp / "executed").exists()
+    assert not (in_tmp / "runs/evil/supernet").exists()
+
+
+def test_a_saved_net_names_nothing_but_builders_of_networks(finished: Finished, in_tmp: Path) -> None:
+    shutil.copytree(finished.root / "subnets/50%", in_tmp / "net")
+    path = in_tmp / "net/model.safetensors"
+    tensors, record = load_tensors(path)
+    for name, arguments in (("os:mkdir", {"path": "executed"}), ("torch:load", {"f": "x"}), (3, {}), (None, [1])):
+        save_tensors(path, tensors, record | {"model": name, "model_args": arguments})
+        refusal(lambda: autoslim.load_subnet(in_tmp / "net"))
+    assert not (in_tmp / "executed").exists()
+
+
+def png(width: int, height: int, *chunks: tuple[bytes, bytes]) -> bytes:
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + b"".join(chunk(*each) for each in chunks) + chunk(b"IEND", b"")
+
+
+def test_bombs_are_not_unpacked(in_tmp: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    nothing = zlib.compress(bytes(10**6), 9)
+    bombs = [
+        png(60_000, 60_000, (b"IDAT", nothing)),
+        png(2**31 - 1, 2**31 - 1, (b"IDAT", nothing)),
+        png(8, 8, (b"zTXt", b"x\0\0" + zlib.compress(bytes(10**8), 9)), (b"IDAT", nothing)),
+        png(8, 8, (b"iCCP", b"x\0\0" + zlib.compress(bytes(10**8), 9)), (b"IDAT", zlib.compress(b""))),
+        png(0, 0, (b"IDAT", nothing)),
+    ]
+    for number, bomb in enumerate(bombs):
+        for name in "ab":
+            (in_tmp / f"{number}/{name}").mkdir(parents=True)
+            for each in range(4):
+                (in_tmp / f"{number}/{name}/{each}.png").write_bytes(bomb)
+        assert str(number) in refusal(lambda number=number: load_data(in_tmp / str(number), image_size=16))
+    images, labels = io.BytesIO(), io.BytesIO()
+    np.save(labels, np.zeros(4, dtype=np.int64))
+    np.lib.format.write_array_header_1_0(images, {"descr": "|u1", "fortran_order": False, "shape": (10**7, 1000, 1000)})
+    for name, content in (("claims.npz", images.getvalue()), ("bomb.npz", images.getvalue() + bytes(10**7))):
+        with zipfile.ZipFile(in_tmp / name, "w", zipfile.ZIP_DEFLATED) as archive:
+            for part in ("train", "test"):
+                archive.writestr(f"x_{part}.npy", content)
+                archive.writestr(f"y_{part}.npy", labels.getvalue())
+        assert name in refusal(lambda name=name: load_data(in_tmp / name))
+    raw = bytearray((in_tmp / "bomb.npz").read_bytes())  # says that it is 2 TB when it is unpacked
+    with zipfile.ZipFile(in_tmp / "bomb.npz") as archive:
+        size = struct.pack("<I", archive.getinfo("x_train.npy").file_size)
+    (in_tmp / "bomb.npz").write_bytes(bytes(raw).replace(size, struct.pack("<I", 2**32 - 2)))
+    assert "bomb.npz" in refusal(lambda: load_data(in_tmp / "bomb.npz"))
+
+
+# --- disks --------------------------------------------------------------------------------------------------------
+
+
+class FullAt:
+    """The disk is full from the n-th write or fsync of the library on; half of that write is done."""
+
+    def __init__(self, number: int) -> None:
+        self.left = number
+
+    def count(self) -> None:
+        self.left -= 1
+        if self.left <= 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def open(self, *arguments: Any, **options: Any) -> Any:
+        file = open(*arguments, **options)  # noqa: SIM115
+        write = file.write
+
+        def half(content: Any) -> Any:
+            try:
+                self.count()
+            except OSError:
+                write(content[: len(content) // 2])
+                file.flush()
+                raise
+            return write(content)
+
+        return WithHalfWrites(file, half)
+
+
+class WithHalfWrites:
+    def __init__(self, file: Any, write: Callable[[Any], Any]) -> None:
+        self.file, self.write = file, write
+
+    def __enter__(self) -> WithHalfWrites:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.file.close()
+
+    def flush(self) -> None:
+        self.file.flush()
+
+    def fileno(self) -> int:
+        number: int = self.file.fileno()
+        return number
+
+
+def test_a_disk_that_is_full_again_and_again_changes_nothing(
+    config: Path, in_tmp: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = ("slim.exchange=true", "slim.batch_size=30", "retrain.uniform=false", "retrain.epochs=1")
+    options = [part for text in settings for part in ("--set", text)]
+    assert run("run", config, *options, "--run-dir", "whole") == 0
+    rng, errors, real = random.Random(0), Counter[str](), os.fsync
+    for _ in range(60):
+        disk = FullAt(rng.choice((2, 5, 9, 14, 19, 26, 33)))
+
+        def fsync(descriptor: int, disk: FullAt = disk) -> None:
+            disk.count()
+            real(descriptor)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "fsync", fsync)
+            patched.setattr(files, "open", disk.open, raising=False)
+            capsys.readouterr()
+            code = run("run", config, *options, "--run-dir", "full")
+        if code == 0:
+            break
+        (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+        assert code == 2
+        assert "No space left on device; free some space and run the same command again" in line
+        errors[re.sub(r"\d", "", Path(line.split("cannot write ")[1].split(":")[0]).name)] += 1
+        assert not [*(in_tmp / "full").rglob("*.part")]
+    assert code == 0
+    assert errors.total() >= 4
+    assert len(errors) >= 3, errors
+    assert artefacts(in_tmp / "full") == artefacts(in_tmp / "whole")
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS])
+def test_a_directory_that_cannot_be_written_is_named(
+    config: Path, in_tmp: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """Simulated: to the superuser no directory is read-only."""
+
+    def refusing(real: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(path: Any, *rest: Any, **options: Any) -> Any:
+            flags = rest[0] if rest else options.get("mode", 0)
+            writes = flags & (os.O_WRONLY | os.O_RDWR) if real is os_open else real is os_mkdir or set("wa") & {*flags}
+            if isinstance(path, (str, os.PathLike)) and "closed" in str(path) and writes:
+                raise OSError(number, os.strerror(number), str(path))
+            return real(path, *rest, **options)
+
+        return wrapped
+
+    os_open, os_mkdir, plain = os.open, os.mkdir, open
+    closed = in_tmp / "closed" / "run"
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "mkdir", refusing(os_mkdir))
+        error = fails(capsys, "run", config, "--run-dir", closed)
+        assert os.strerror(number) in error
+        assert "--run-dir" in error
+    closed.mkdir(parents=True)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", refusing(os_open))
+        assert os.strerror(number) in fails(capsys, "run", config, "--run-dir", closed)
+    with monkeypatch.context() as patched:
+        patched.setattr(files, "open", refusing(plain), raising=False)
+        error = fails(capsys, "run", config, "--run-dir", closed)
+        assert "choose another directory with --run-dir" in error
+    assert run("train", config, "--run-dir", closed, "--set", "train.epochs=1") == 0
+
+
+# --- paths --------------------------------------------------------------------------------------------------------
+
+NAMES = [
+    "../../x",
+    "/etc/x",
+    "..",
+    ".",
+    "",
+    "a/b",
+    "a\\b",
+    "x\0y",
+    "CON",
+    "nul.txt",
+    "50%/../../x",
+    "~",
+    "$HOME",
+    "-",
+    "…",
+]
+
+
+def test_names_of_nets_stay_within_the_run(finished: Finished, capsys: pytest.CaptureFixture[str]) -> None:
+    from autoslim.cost import Budget
+
+    opened = read_run(finished.root)
+    rng, accepted = random.Random(0), 0
+    pieces = [*NAMES, "50%", "macs", "params", "<=", "=", ",", " ", "3M", "0.5x", "width 0.5", "latency_ms", "8"]
+    for text in (*NAMES, *("".join(rng.choices(pieces, k=rng.randint(1, 5))) for _ in range(20_000))):
+        try:
+            Budget.parse_all(text)
+        except AutoSlimError:
+            continue
+        accepted += 1
+        path = opened.subnet(text)
+        assert path.parent == opened.root / "subnets"
+        assert re.fullmatch(r"[A-Za-z0-9%_][A-Za-z0-9.%_-]*[A-Za-z0-9%_]|[0-9]", path.name), text
+        assert path.name.upper().split(".")[0] not in ("CON", "PRN", "AUX", "NUL")
+    assert accepted > 100
+    for name in NAMES:
+        if "\0" not in name:
+            for command in ("slim", "retrain"):
+                fails(capsys, command, finished.root, f"--budget={name}")
+
+
+def test_nothing_is_written_beside_the_run(
+    config: Path, in_tmp: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def seen() -> dict[str, int]:
+        return {str(path): path.stat().st_size for path in in_tmp.rglob("*") if "runs/small" not in str(path)}
+
+    (in_tmp / "runs").mkdir()
+    before = seen()
+    for name in NAMES:
+        text = json.dumps(name)
+        for key in ("model", "data.source", "latency.table", "pretrained", "system", "device", "slim.budgets"):
+            late = ["--set", "slim.budgets=[latency_ms<=50%]"] if key == "latency.table" else []
+            fails(capsys, "run", config, "--set", f"{key}={text}", *late, "--run-dir", "runs/small")
+    assert seen() == before
+    for name in ("..yaml", "...yaml"):  # a file of that name would make the run `runs/..`
+        shutil.copy(config, in_tmp / name)
+        assert "choose one with --run-dir" in fails(capsys, "run", name)
+        (in_tmp / name).unlink()
+    assert run("train", config, "--set", "train.epochs=1") == 0
+    assert seen() == before
+
+
+# --- two processes ------------------------------------------------------------------------------------------------
+
+
+def sorted_log(root: Path) -> dict[str, Any]:
+    """The artefacts of a run; processes that worked at the same time logged their epochs in any order."""
+    found = artefacts(root)
+    found["train"] = sorted(found["train"], key=lambda line: (line["stage"], line["epoch"]))
+    return found
+
+
+def started(*arguments: object) -> subprocess.Popen[str]:
+    environment = os.environ | {"PYTHONPATH": str(Path(autoslim.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "autoslim", *map(str, arguments)]
+    return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def test_two_processes_take_turns_or_one_is_refused(
+    config: Path, in_tmp: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("--set", "train.epochs=4", "--set", "retrain.uniform=false", "--set", "retrain.epochs=1")
+    assert run("run", config, *options, "--run-dir", "whole") == 0
+    whole, root = sorted_log(in_tmp / "whole"), in_tmp / "shared"
+    with forks(in_tmp / "first.txt") as one:
+        said = [in_tmp / "first.txt", in_tmp / "second.txt"]
+        beside = {"output": str(said[1])}
+        train = ["train", config, *options, "--run-dir", root]
+        codes = one.run(*train, beside=beside | {"arguments": [*map(str, train)]})[2:]
+        assert sorted(codes) in ([0, 0], [0, 2]), [path.read_text() for path in said]
+        if 2 in codes:
+            refused = said[[*codes].index(2)].read_text()
+            assert "is in use by another autoslim process (pid" in refused or "is in use by" in refused
+        assert run("slim", root) == 0
+        other = beside | {"arguments": ["retrain", str(root), "--budget", "params=30%"]}
+        codes = one.run("retrain", root, "--budget", "50%", beside=other)[2:]
+        assert codes == (0, 0), [path.read_text() for path in said]
+    assert run("run", root) == 0
+    assert sorted_log(root) == whole
+
+    killed = in_tmp / "killed"
+    process = started("run", config, *options, "--run-dir", killed)
+    deadline = time.monotonic() + 120
+    while not (killed / "supernet/checkpoint.safetensors").exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGSTOP)  # it holds its lock for as long as we look
+    assert f"pid {process.pid}" in fails(capsys, "run", config, *options, "--run-dir", killed)
+    process.kill()
+    process.communicate()
+    assert run("run", config, *options, "--run-dir", killed) == 0  # its lock went with it
+    assert sorted_log(killed) == whole

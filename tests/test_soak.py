@@ -11,56 +11,24 @@ import json
 import os
 import random
 import signal
-import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import autoslim
-from forks import done
+from forks import done, forks
 from test_pipeline import artefacts, config
 
 __all__ = ["config"]  # the fixture
-HERE = Path(__file__).parent
 KILLS = int(os.environ.get("AUTOSLIM_KILLS", "100"))
 SEED = int(os.environ.get("AUTOSLIM_SEED", "0"))
 OPTIONS = [
     *("train.epochs=6", "train.ema=0.9", "retrain.epochs=6", "retrain.optimizer=adamw", "retrain.lr=0.01"),
     *("space.bins=6", "slim.batch_size=30", "slim.exchange=true", "data.augment=crop"),
 ]
-
-
-class Forks:
-    """Processes of the command line, one after the other."""
-
-    def __init__(self, process: subprocess.Popen[str], output: Path) -> None:
-        self.process, self.output = process, output
-
-    def run(self, *arguments: object, **killed: Any) -> tuple[int, float]:
-        """Exit status and seconds."""
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        asked = {"arguments": [*map(str, arguments)], "output": str(self.output), "signal": None, **killed}
-        print(json.dumps(asked), file=self.process.stdin, flush=True)
-        status, seconds = json.loads(self.process.stdout.readline())
-        return status, seconds
-
-
-@contextmanager
-def forks(output: Path) -> Iterator[Forks]:
-    environment = os.environ | {"PYTHONPATH": str(Path(autoslim.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(HERE / "forks.py")]
-    process = subprocess.Popen(command, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    with process:
-        yield Forks(process, output)
-        assert process.stdin is not None
-        process.stdin.close()  # it ends
 
 
 def lines(path: Path) -> int:
@@ -99,12 +67,12 @@ def test_a_hundred_kills_end_in_the_same_result(config: Path, in_tmp: Path, caps
             print(f"soak: {text}", file=sys.stderr, flush=True)
 
     with forks(output) as processes:
-        status, whole_seconds = processes.run("run", config, *options, "--run-dir", "whole")
+        status, whole_seconds, *_ = processes.run("run", config, *options, "--run-dir", "whole")
         assert status == 0, output.read_text()
         whole, total = everything(in_tmp / "whole"), done(in_tmp / "whole")
         assert whole["path"].count(b"\n") > 8
         assert len({json.loads(line)["images"] for line in whole["path"].splitlines()}) > 1  # there was a race
-        status, start = processes.run("run", config, *options, "--run-dir", "whole")  # to come to where it was
+        status, start, *_ = processes.run("run", config, *options, "--run-dir", "whole")  # to come to where it was
         assert status == 0, output.read_text()
         unit = (whole_seconds - start) / total
         moves = sum(map(lines, (in_tmp / "whole").glob("subnets/*/exchange.jsonl")))
@@ -118,7 +86,7 @@ def test_a_hundred_kills_end_in_the_same_result(config: Path, in_tmp: Path, caps
             else:
                 delay, more = 600.0, rng.uniform(0, unit)
             number = signal.SIGTERM if rng.random() < 0.15 else signal.SIGKILL
-            status, _ = processes.run(
+            status, *_ = processes.run(
                 "run", config, *options, "--run-dir", root, root=str(root), delay=delay, more=more, signal=number
             )
             assert status in (0, -number, 128 + number), f"{status} at kill {kills}: {output.read_text()}"
@@ -129,7 +97,7 @@ def test_a_hundred_kills_end_in_the_same_result(config: Path, in_tmp: Path, caps
             signals[signal.Signals(number).name] += 1
             if hit.total() % 10 == 0:
                 tell(f"{hit.total()} kills, {done(root)} of {total} steps, in {stage(root)}; {dict(hit)}")
-        status, _ = processes.run("run", config, *options, "--run-dir", root)
+        status, *_ = processes.run("run", config, *options, "--run-dir", root)
         assert status == 0, output.read_text()
     tell(f"{dict(signals)}, ends {dict(ends)}, in {time.monotonic() - began:.0f} s; while at {dict(hit)}")
     assert all(hit[name] >= KILLS // 20 for name in ("training", "search", "retraining")), hit

@@ -22,7 +22,6 @@ from autoslim.space import ChannelSpace, Widths
 from autoslim.switchable import SwitchableNet
 from autoslim.train import load_unshared, unshared
 
-
 _CHECKSUM = "checksum"
 
 

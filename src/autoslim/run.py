@@ -246,7 +246,9 @@ def _lock(directory: Path, seconds: float) -> Iterator[None]:
             f"{directory} is in use by another autoslim process{_owner(note)}; wait for it or choose another --run-dir"
         ) from None
     except OSError as error:
-        raise RunError(f"{directory} cannot be used as a run directory: {error.strerror or error}") from error
+        raise RunError(
+            f"{directory} cannot be used as a run directory: {error.strerror or error}; choose another with --run-dir"
+        ) from error
     try:
         now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
         with suppress(OSError):  # a full disk: what follows will say so

@@ -106,8 +106,9 @@ class LatencyTable:
         head = [name.strip().lower() for name in _cells(content[0][1], where)] if content else []
         if not {"operator", "widths", "ms"} <= set(head):
             separator = "; columns are separated by commas" if ";" in "".join(head) or "\t" in "".join(head) else ""
+            shown = str(head)[:80] if head else ""
             raise LatencyError(
-                f"{where}: the first line must name the columns operator,widths,ms{separator}; it is {str(head or '')[:80]}"
+                f"{where}: the first line must name the columns operator,widths,ms{separator}; it is {shown}"
             )
         rows = []
         for number, line in content[1:]:
