@@ -1,6 +1,6 @@
 """A process that has imported everything and forks a real one for each run: `import torch` takes longer than a kill.
 
-It reads lines of JSON: `arguments` of the command line, and `output`, a file for what it says. With `signal` that run is
+It reads lines of JSON: `arguments` of the command line, and `output`, a file for what it says. With `signal` this is
 killed after `delay` seconds, or `more` seconds after it was seen to get further in its directory `root`, whichever
 comes first. `beside` is a second process, of the same two keys, that is started at the same time.
 """
