@@ -319,11 +319,11 @@ def test_damaged_safetensors(finished: Finished) -> None:
     for folder in (finished.root, finished.whole):
         (folder / "supernet/checkpoint.safetensors").write_bytes(finished.checkpoint)
     train = finished.command("train", root, forget=("supernet/model.safetensors",))
-    fuzz(70, root / "supernet/checkpoint.safetensors", train, sorts)
+    fuzz(60, root / "supernet/checkpoint.safetensors", train, sorts)
     (finished.whole / "supernet/checkpoint.safetensors").unlink()
     finished.restore()
     search = finished.command("slim", root, forget=("subnets/*/metrics.json",))
-    fuzz(50, sorted(root.glob("race/*"))[-2], search, sorts)
+    fuzz(40, sorted(root.glob("race/*"))[-2], search, sorts)
 
 
 def test_damaged_json_of_a_run(finished: Finished) -> None:
@@ -333,9 +333,9 @@ def test_damaged_json_of_a_run(finished: Finished) -> None:
     fuzz(50, root / "slim.jsonl", lookup, by_line)
     fuzz(40, root / "supernet/metrics.json", lookup, sorts)
     report = finished.command("report", root)
-    fuzz(50, root / "subnets/50%/metrics.json", report, sorts)
-    fuzz(40, root / "subnets/50%/widths.json", report, sorts)
-    fuzz(50, root / "train.jsonl", report, by_line)
+    fuzz(25, root / "subnets/50%/metrics.json", report, sorts)
+    fuzz(25, root / "subnets/50%/widths.json", report, sorts)
+    fuzz(25, root / "train.jsonl", report, by_line)
     for folder in (root, finished.whole):
         (folder / "batches.json").write_text('{"batch_size": 30, "keep_bytes": 1000000}')
     fuzz(30, root / "batches.json", lambda: pipeline._fit(read_run(root), finished.job.space), sorts)
@@ -703,7 +703,7 @@ def test_nothing_is_written_beside_the_run(
 
     (in_tmp / "runs").mkdir()
     before = seen()
-    for name in NAMES:
+    for name in NAMES[::2]:
         text = json.dumps(name)
         for key in ("model", "data.source", "latency.table", "pretrained", "system", "device", "slim.budgets"):
             late = ["--set", "slim.budgets=[latency_ms<=50%]"] if key == "latency.table" else []
@@ -736,7 +736,7 @@ def started(*arguments: object) -> subprocess.Popen[str]:
 def test_two_processes_take_turns_or_one_is_refused(
     config: Path, in_tmp: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = ("--set", "train.epochs=4", "--set", "retrain.uniform=false", "--set", "retrain.epochs=1")
+    options = ("--set", "train.epochs=3", "--set", "retrain.uniform=false", "--set", "retrain.epochs=1")
     assert run("run", config, *options, "--run-dir", "whole") == 0
     whole, root = sorted_log(in_tmp / "whole"), in_tmp / "shared"
     with forks(in_tmp / "first.txt") as one:
@@ -756,15 +756,15 @@ def test_two_processes_take_turns_or_one_is_refused(
     assert sorted_log(root) == whole
 
     killed = in_tmp / "killed"
-    process = started("run", config, *options, "--run-dir", killed)
+    process = started("train", config, *options, "--run-dir", killed)
     deadline = time.monotonic() + 120
     while not (killed / "supernet/checkpoint.safetensors").exists():
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.005)
     os.kill(process.pid, signal.SIGSTOP)  # it holds its lock for as long as we look
-    assert f"pid {process.pid}" in fails(capsys, "run", config, *options, "--run-dir", killed)
+    assert f"pid {process.pid}" in fails(capsys, "train", config, *options, "--run-dir", killed)
     process.kill()
     process.communicate()
-    assert run("run", config, *options, "--run-dir", killed) == 0  # its lock went with it
-    assert sorted_log(killed) == whole
+    assert run("train", config, *options, "--run-dir", killed) == 0  # its lock went with it
+    assert artefacts(killed)["supernet/model.safetensors"] == whole["supernet/model.safetensors"]
