@@ -1,9 +1,10 @@
-# Everything a user, a developer or CI runs. `make quickstart` runs the main job, `make test` every test.
+# Everything a user, a developer or CI runs. `make quickstart` runs the main job, `make test` the tests,
+# `make soak` those that take minutes: a run killed a hundred times.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test check clean
+.PHONY: quickstart test soak check clean
 
 # A stamp file per set of extras: pip runs again only when pyproject.toml changes.
 $(VENV)/.installed-%: pyproject.toml
@@ -16,6 +17,9 @@ quickstart: $(VENV)/.installed-all
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
+
+soak: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m soak
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -47,7 +47,7 @@ LAYERS = [
         "runtimes",
         "latency",
     ],
-    ["config", "run", "path", "terminal"],
+    ["records", "config", "run", "path", "terminal"],
     ["inspection", "systems", "start", "pipeline", "cli"],
 ]
 WITHOUT_TORCH = [*LAYERS[0], *LAYERS[1], *LAYERS[2], *LAYERS[7], "importing", "cli"]

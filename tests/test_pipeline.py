@@ -653,8 +653,10 @@ def test_a_damaged_search_log_is_named(config: Path, in_tmp: Path, capsys: pytes
     for path in (in_tmp / "runs/small/subnets").rglob("metrics.json"):
         path.unlink()
     good = log.read_text()
-    log.write_text(good.replace('{"group"', '{"grup"', 1))
+    log.write_text(good.replace('{"group": "', '{"group": "x', 1))
     assert "line 1 does not follow" in fails(capsys, "slim", "runs/small")
+    log.write_text(good.replace('{"group"', '{"grup"', 1))
+    assert "line 1 is damaged: 'group'" in fails(capsys, "slim", "runs/small")
     log.write_text("not json\n" + good)
     assert "line 1 is damaged" in fails(capsys, "slim", "runs/small")
     log.write_text(good)

@@ -400,6 +400,8 @@ def _opened(
     path = Path(target)
     if not path.is_dir():
         config = load_config(path, set_, device=device, threads=threads)
+        if run_dir is None and path.stem in (".", ".."):
+            raise ConfigError(f"{target} has no name for a run directory; choose one with --run-dir")
         return run_dir or Path("runs") / path.stem, config
     if run_dir is not None and run_dir.resolve() != path.resolve():
         raise ConfigError(f"{target} is a run directory already, and --run-dir names another one: {run_dir}")

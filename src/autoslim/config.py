@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from autoslim.cost import Budget
-from autoslim.errors import BudgetError, ConfigError, nearest
+from autoslim.errors import AutoSlimError, BudgetError, ConfigError, nearest
 from autoslim.recipe import RetrainRecipe, SupernetRecipe
 from autoslim.space import ChannelSpace, parse_bins
 
@@ -181,9 +181,9 @@ class Config(_Strict):
     latency: LatencyConfig = LatencyConfig()
     export: ExportConfig = ExportConfig()
     calibration_images: Annotated[int, Field(ge=1)] = 1000
-    seed: int = 0
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] = 0
     device: str = "cpu"
-    threads: Annotated[int, Field(ge=1)] | None = None
+    threads: Annotated[int, Field(ge=1, le=4096)] | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -230,23 +230,58 @@ def make_config(values: Mapping[str, Any], where: str = "configuration") -> Conf
         return Config.model_validate(dict(values))
     except ValidationError as error:
         raise ConfigError(f"{where}: {_explain(error)}") from error
+    except AutoSlimError as error:  # of our own validators
+        raise type(error)(f"{where}: {error}") from error
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML mapping; `ConfigError` naming file and line otherwise."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = _plain_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         others = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
         hint = f"; {nearest(path.name, others)}" if others else ""
         raise ConfigError(f"no configuration file {str(path)!r}{hint}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from error
+    except _YAML_ERRORS as error:
+        raise ConfigError(f"{path} is no valid YAML: {_in_short(error)}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must be a mapping of keys to values, such as 'model: torchvision:resnet50'")
     return values
+
+
+_YAML_ERRORS = (yaml.YAMLError, ValueError, RecursionError, OverflowError)  # 2001-99-99 is a ValueError
+_MOST_VALUES = 100_000
+
+
+def _plain_yaml(text: str) -> Any:
+    """Numbers, texts, lists and mappings, and nothing that a tag would make of them; `ValueError` for a bomb."""
+    loader = yaml.SafeLoader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if _number_of_values(node, {}) > _MOST_VALUES:
+            raise ValueError(f"it stands for more than {_MOST_VALUES:,} values")
+        return loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _number_of_values(node: yaml.Node, known: dict[int, int]) -> int:
+    """With each alias written out: a few lines of aliases of aliases stand for billions."""
+    if id(node) not in known:
+        known[id(node)] = _MOST_VALUES + 1  # what is met again in itself has no end
+        inner = node.value if isinstance(node, (yaml.SequenceNode, yaml.MappingNode)) else ()
+        parts = (part for each in inner for part in (each if isinstance(each, tuple) else (each,)))
+        known[id(node)] = 1 + sum(_number_of_values(part, known) for part in parts)
+    return known[id(node)]
+
+
+def _in_short(error: BaseException) -> str:
+    text = "lists in lists without an end" if isinstance(error, RecursionError) else " ".join(str(error).split())
+    return text if len(text) <= 300 else text[:297] + "..."
 
 
 def override(values: dict[str, Any], text: str) -> None:
@@ -255,9 +290,9 @@ def override(values: dict[str, Any], text: str) -> None:
     if not equals or not key:
         raise ConfigError(f"--set {text!r}: write key=value, such as --set train.lr=0.1")
     try:
-        value = yaml.safe_load(given)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {text!r}: {' '.join(str(error).split())}") from error
+        value = _plain_yaml(given)
+    except _YAML_ERRORS as error:
+        raise ConfigError(f"--set {text!r}: {_in_short(error)}") from error
     *parents, last = key.strip().split(".")
     for parent in parents:
         inner = values.setdefault(parent, {})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from autoslim.errors import ExportError, RunError
+from autoslim.errors import AutoSlimError, ExportError, RunError, SpaceError
 from autoslim.files import write_whole
 from autoslim.models import build_model
 from autoslim.slicing import extract
@@ -21,23 +22,42 @@ from autoslim.space import ChannelSpace, Widths
 from autoslim.switchable import SwitchableNet
 from autoslim.train import load_unshared, unshared
 
+_CHECKSUM = "checksum"
+
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
     """Tensors and a JSON record in one safetensors file, which appears whole or not at all."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_whole(path, save(plain, {"autoslim": json.dumps(record)}))
+    # one key: safetensors writes several in any order, and the same net must be the same bytes
+    text = json.dumps({**record, _CHECKSUM: _checksum(plain, record)})
+    write_whole(path, save(plain, {"autoslim": text}))
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """What `save_tensors` wrote; `RunError` naming the file if it is damaged or no such file."""
     try:
         with safe_open(path, framework="pt") as file:
-            record = json.loads((file.metadata() or {})["autoslim"])
-            return {name: file.get_tensor(name) for name in file.keys()}, dict(record)  # noqa: SIM118
+            record = dict(json.loads((file.metadata() or {})["autoslim"]))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        said = record.pop(_CHECKSUM, None)  # older files have none
+        if said is not None and said != _checksum(tensors, record):
+            raise ValueError("its checksum is another one")
     except FileNotFoundError:
         raise RunError(f"there is no file {path}") from None
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{path} is damaged ({error or type(error).__name__}); delete it to compute it again") from error
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        text = " ".join(str(error).split())[:200] or type(error).__name__
+        raise RunError(f"{path} is damaged ({text}); delete it to compute it again") from error
+    return tensors, record
+
+
+def _checksum(tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> str:
+    """Of names, types, shapes and values, in any order, and of the record: bits that flip on a disk leave no trace."""
+    total = zlib.crc32(json.dumps(record).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        total = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), total)
+        total = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, total)
+    return f"{total:08x}"
 
 
 def save_subnet(
@@ -89,21 +109,28 @@ def load_subnet(directory: str | Path, model: nn.Module | Callable[[], nn.Module
         switches = {key: Widths(each) for key, each in record.get("switches", {}).items()}
         widths = Widths(record["widths"]) if not switches else None
         private = bool(record.get("private"))
-    except (AttributeError, KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise RunError(f"{path} holds no subnet: {error} is missing") from error
+    except SpaceError as error:
+        raise RunError(f"{path} holds no subnet: {error}") from error
+    if not isinstance(name, (str, type(None))) or not isinstance(args, dict):
+        raise RunError(f"{path} holds no subnet: its network is {name!r} with arguments {args!r}")
     if model is None:
         if name is None:
             raise ExportError(f"{path} does not name its network; call load_subnet(directory, model=my_network)")
         model = build_model(name, args)
     original = model if isinstance(model, nn.Module) else model()
-    subnet = (
-        SwitchableNet(original, space, switches, private=private)
-        if widths is None
-        else extract(original, space, widths)
-    )
-    for parameter_name, tensor in tensors.items():  # half-precision nets come back as they were
-        _match_dtype(subnet, parameter_name, tensor)
-    load_unshared(subnet, tensors)
+    try:
+        subnet = (
+            SwitchableNet(original, space, switches, private=private)
+            if widths is None
+            else extract(original, space, widths)
+        )
+        for parameter_name, tensor in tensors.items():  # half-precision nets come back as they were
+            _match_dtype(subnet, parameter_name, tensor)
+        load_unshared(subnet, tensors)
+    except AutoSlimError as error:
+        raise type(error)(f"{path}: {error}") from error
     return subnet.eval()
 
 

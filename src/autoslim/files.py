@@ -48,7 +48,7 @@ def read_json(path: Path) -> Any:
     """A JSON document; `RunError` naming the file if it cannot be read."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # the last: lists in lists without an end
         raise RunError(f"{path} cannot be read: {error}; delete it to compute it again") from error
 
 
@@ -64,7 +64,7 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines[:-1], start=1):
         try:
             record = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise RunError(
                 f"{path}, line {number} is damaged: {error}; delete the file to start its stage again"
             ) from error

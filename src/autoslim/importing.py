@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import os
 import pkgutil
 import sys
@@ -18,6 +19,7 @@ from typing import Any
 
 from autoslim.errors import ConfigError, nearest
 
+_YOURS = "name a function of your own: path/to/file.py:function"
 _MAX_LISTED = 12  # a hint that lists more names than this is noise
 
 
@@ -28,15 +30,30 @@ def load_object(spec: str) -> Any:
     twice gives the same module.
     """
     where, _, name = spec.rpartition(":")
-    if not where or not name:
+    if not where or not name or "\0" in spec:
         raise ConfigError(f"{spec!r} names no Python object; write package.module:name or path/to/file.py:name")
     is_file = where.endswith(".py") or "/" in where or "\\" in where
+    if not is_file and where.partition(".")[0] in sys.stdlib_module_names:
+        raise ConfigError(f"{spec!r}: {where} is part of Python and knows no networks or images; {_YOURS}")
     module = _load_file(where, spec) if is_file else _load_module(where, spec)
     try:
         return getattr(module, name)
     except AttributeError:
         public = [known for known in vars(module) if not known.startswith("_")]
         raise ConfigError(f"{spec!r}: {where} has no {name!r}{_hint(name, public)}") from None
+
+
+def is_installed(made: Any) -> bool:
+    """Was a function or class written by neither the user nor us, but came with Python or a package?"""
+    if not inspect.isroutine(made) and not inspect.isclass(made):
+        return False
+    module = getattr(made, "__module__", None) or ""
+    file = getattr(sys.modules.get(module), "__file__", None)
+    if module.partition(".")[0] in sys.stdlib_module_names or file is None:
+        return True
+    return Path(file).resolve().is_relative_to(Path(sysconfig.get_path("purelib")).resolve()) or Path(
+        file
+    ).resolve().is_relative_to(Path(sysconfig.get_path("platlib")).resolve())
 
 
 def describe(error: BaseException) -> str:

@@ -18,6 +18,7 @@ from autoslim.errors import BudgetError
 from autoslim.latency import latencies, measure_latency_table, spread
 from autoslim.models import build_model
 from autoslim.progress import Progress
+from autoslim.records import read_widths
 from autoslim.run import read_run
 from autoslim.runtimes import torch_threads
 from autoslim.slicing import extract
@@ -196,9 +197,7 @@ def _asked_net(
     if budget is None:
         return ("full net" if ratio == 1.0 else f"widths x{ratio:g}"), space.uniform(ratio)
     if run is not None and (found := read_run(run).subnet(budget) / "widths.json").exists():
-        widths = Widths.from_json(found.read_text(encoding="utf-8"))
-        space.check(widths)
-        return f"found for {budget}", widths
+        return f"found for {budget}", read_widths(found, space)
     costs: dict[str, Cost] = {**costs_of(space), LATENCY: cost}
     chosen, limit = resolve_budget(budget, space, costs)
     ratio, widths = uniform_like(space, chosen, limit)

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from autoslim.batching import KEPT_BYTES
 from autoslim.calibrate import batch_statistics
 from autoslim.distributed import World, gathered, world
-from autoslim.errors import ConfigError, DataError, nearest
+from autoslim.errors import ConfigError, DataError, RunError, nearest
 from autoslim.reuse import Diverged, Reuse
 from autoslim.screening import promising
 from autoslim.slicing import run_subnet
@@ -324,8 +324,12 @@ class RacingJudge(ReuseJudge):
         return gained | nets | {f"scores.{number}": scores for number, scores in enumerate(self._scores.values())}
 
     def learn(self, tensors: Mapping[str, Tensor]) -> None:
-        """Know what another judge of the same batches learned in a step; step after step, in their order."""
+        """Know what another judge of the same batches learned in a step; step after step, in their order.
+
+        Raises `RunError` for tensors that no such judge has learned.
+        """
         names = [*self.supernet.space.groups]
+        self._check_learned(tensors)
         self._gained |= {name[7:]: tensor for name, tensor in tensors.items() if name.startswith("gained.")}
         self._scores = {
             Widths(zip(names, tensor.tolist(), strict=True)): tensors[f"scores.{name[7:]}"]
@@ -339,6 +343,21 @@ class RacingJudge(ReuseJudge):
             return ()
         ends = [*itertools.takewhile(lambda end: end <= len(scores), itertools.accumulate(self._sizes))]
         return [scores[start:end] for start, end in itertools.pairwise([0, *ends])]
+
+    def _check_learned(self, tensors: Mapping[str, Tensor]) -> None:
+        space, count = self.supernet.space, sum(self._sizes)
+        for name, tensor in tensors.items():
+            kind, _, which = name.partition(".")
+            samples = tensor.ndim == 1 and tensor.dtype == torch.float32 and len(tensor) <= count
+            if kind == "gained":
+                fits = samples and which in space.groups and len(tensor) == count
+            elif kind == "widths":
+                whole = tensor.shape == (len(space.groups),) and not tensor.is_floating_point()
+                fits = whole and f"scores.{which}" in tensors
+            else:
+                fits = kind == "scores" and samples
+            if not fits:
+                raise RunError(f"it was learned in another search: {name!r} does not fit")
 
     def _remember(self, nets: Mapping[Widths, _Sums], running: Mapping[str, _Sums], now: _Sums) -> None:
         if self.confidence == 1 or any(sums.samples.ndim != 1 for sums in running.values()):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, get_type_hints
 
 from torch import nn
 
 from autoslim.errors import ConfigError, nearest
-from autoslim.importing import describe, load_object
+from autoslim.importing import describe, is_installed, load_object
 from autoslim.published import published_net
 
 
@@ -34,6 +34,8 @@ def build_model(name: str, arguments: Mapping[str, Any] | None = None) -> nn.Mod
         return builder
     if not callable(builder):
         raise ConfigError(f"model {name!r} is {type(builder).__name__}, no function that returns a torch.nn.Module")
+    if family not in FAMILIES:
+        _check_builds(name, builder)
     _check_arguments(name, builder, arguments)
     try:
         model = builder(**arguments)
@@ -44,6 +46,26 @@ def build_model(name: str, arguments: Mapping[str, Any] | None = None) -> nn.Mod
     if not isinstance(model, nn.Module):
         raise ConfigError(f"model {name!r} gives {type(model).__name__}, no torch.nn.Module")
     return model
+
+
+def _check_builds(name: str, builder: Callable[..., Any]) -> None:
+    """`ConfigError` for a function of an installed package, unless it says that it gives a module.
+
+    A configuration or a saved net may be a stranger's, and chooses the arguments: what it can call builds networks.
+    """
+    if not is_installed(builder):
+        return
+    given: Any = builder
+    if not inspect.isclass(builder):
+        try:
+            given = get_type_hints(builder).get("return")
+        except Exception:  # of names that are there for type checking only
+            given = None
+    if not inspect.isclass(given) or not issubclass(given, nn.Module):
+        raise ConfigError(
+            f"model {name!r} does not say that it gives a torch.nn.Module, and of installed packages nothing else is "
+            "called; call it in a function of your own: path/to/file.py:function"
+        )
 
 
 def _check_arguments(name: str, builder: Callable[..., Any], arguments: Mapping[str, Any]) -> None:

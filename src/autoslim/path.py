@@ -6,7 +6,8 @@ from typing import Any
 
 from autoslim.cost import LATENCY, Budget, Cost, costs_of, figures_of, resolve_budget
 from autoslim.errors import RunError
-from autoslim.files import read_json, read_records, write_json, write_whole
+from autoslim.files import write_json, write_whole
+from autoslim.records import FULL_METRICS, NET_METRICS, STEP, read_checked, read_lines, read_space
 from autoslim.run import Run
 from autoslim.slim import widths_within
 from autoslim.space import ChannelSpace, SlimStep
@@ -16,7 +17,7 @@ from autoslim.tables import LatencyCost, LatencyTable
 def read_path(run: Run, space: ChannelSpace, cost: Cost) -> list[SlimStep]:
     """The greedy steps written so far; `RunError` if the file is none of this space."""
     widths, steps = space.full(), []
-    for number, record in enumerate(read_records(run.slim_log), start=1):
+    for number, record in enumerate(read_lines(run.slim_log, STEP), start=1):
         group = str(record.get("group"))
         following = space.narrowed(widths, group) if group in space.groups else None
         if following is None or following[group] != record.get("width"):
@@ -44,23 +45,23 @@ def take_from_path(run: Run, budget: str) -> dict[str, Any] | None:
     """
     if not run.space.exists() or run.config.slim.exchange:
         return None
-    space = ChannelSpace.from_json(run.space.read_text(encoding="utf-8"))
+    space = read_space(run.space)
     costs = costs_in(run, space)
     if LATENCY not in costs and any(part.metric == LATENCY for part in Budget.parse_all(budget)):
         return None
     cost, limit = resolve_budget(budget, space, costs)
     directory = run.subnet(budget)
     if (directory / "metrics.json").exists():
-        return dict(read_json(directory / "metrics.json"))
+        return read_checked(directory / "metrics.json", NET_METRICS)
     steps = read_path(run, space, costs["macs"])
     widths = widths_within(space, steps, cost, limit)
     supernet = run.supernet / "metrics.json"
     if widths is None or not supernet.exists():
         return None
     taken = next((number for number, step in enumerate(steps, start=1) if step.widths == widths), 0)
-    accuracy = {"supernet": read_json(supernet)["accuracy"]}
+    accuracy = {"supernet": read_checked(supernet, FULL_METRICS)["accuracy"]}
     if taken:
-        accuracy["held_out"] = read_records(run.slim_log)[taken - 1].get("accuracy")
+        accuracy["held_out"] = read_lines(run.slim_log, STEP)[taken - 1].get("accuracy")
     metrics = {
         "budget": budget,
         **figures_of(costs, widths),

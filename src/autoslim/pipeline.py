@@ -23,7 +23,7 @@ from autoslim.data import Batches, ImageData, ImageSet, StreamedSet, load_data, 
 from autoslim.distributed import agreed, local_device, wait_for_all, world
 from autoslim.errors import ConfigError, ExportError, RunError, TrainError
 from autoslim.export import export_onnx, has_onnx, load_subnet, load_tensors, save_subnet, save_tensors, verify_onnx
-from autoslim.files import append_record, read_json, read_records, write_json, write_whole
+from autoslim.files import append_record, write_json, write_whole
 from autoslim.inspection import searched_space
 from autoslim.interruption import interruption
 from autoslim.judge import SCORES, Judge, RacingJudge, ReuseJudge, evaluate, make_judge
@@ -35,6 +35,19 @@ from autoslim.path import read_path
 from autoslim.precision import lowered, lowered_inputs, rounding_of
 from autoslim.progress import Progress
 from autoslim.recipe import Recipe, RetrainRecipe
+from autoslim.records import (
+    BATCHES,
+    DATA,
+    EPOCH,
+    FULL_METRICS,
+    MOVE,
+    NET_METRICS,
+    STEP,
+    naming,
+    read_checked,
+    read_lines,
+    read_widths,
+)
 from autoslim.report import has_plotly, render_report
 from autoslim.run import Run, begin_run
 from autoslim.runtimes import find_runtime
@@ -182,7 +195,8 @@ def prepare(run: Run, progress: Progress) -> Job:
     keep_start = None if kept is not None else starting_weights(run, model, every, data, progress)
     net = build_net(config, model, space)
     if kept is not None:
-        load_unshared(net, kept)
+        with naming(trained):
+            load_unshared(net, kept)
     job = Job(run, progress, data, net, every, space, costs, budgets, device, agreed(lambda: _fit(run, space)))
     for recipe in (config.train, config.retrain):
         batches = job.batches(data.train, recipe.batch_size, recipe)  # names what cannot be, as all of these do
@@ -205,7 +219,7 @@ def prepare(run: Run, progress: Progress) -> Job:
 def _fit(run: Run, space: ChannelSpace) -> Fit:
     """The batches that the search of a run was begun with, or those that its memory allows."""
     if run.batches.exists():
-        record = read_json(run.batches)
+        record = read_checked(run.batches, BATCHES)
         return Fit(record["batch_size"], record["keep_bytes"])
     slim = run.config.slim
     keep = 0 if slim.judge == "exhaustive" else int(slim.keep_gb * 1e9)
@@ -265,11 +279,11 @@ def _keep_record(run: Run, data: ImageData) -> None:
     """Write which images were held out to `data.json`; `RunError` if they are not those of the run any more."""
     record = data.record()
     if run.data.exists() and run.supernet.exists():
-        before = read_json(run.data)
-        changed = [part for part, digest in record["digest"].items() if before.get("digest", {}).get(part) != digest]
+        before = read_checked(run.data, DATA)
+        changed = [part for part, digest in record["digest"].items() if before["digest"].get(part) != digest]
         if changed:
             counts = ", ".join(
-                f"{part} {before['images'][part]} then, {record['images'][part]} now" for part in changed
+                f"{part} {before['images'].get(part)} then, {record['images'][part]} now" for part in changed
             )
             raise RunError(
                 f"the images are not those that {run.root} was begun with ({counts}); restore them or choose another "
@@ -427,7 +441,7 @@ def slim_stage(job: Job) -> None:
             job.progress.say(f"search: {budget.text} was bettered by {len(moves)} exchanges of bins")
         if not world().is_main:
             continue
-        supernet = read_json(job.run.supernet / "metrics.json")
+        supernet = read_checked(job.run.supernet / "metrics.json", FULL_METRICS)
         write_whole(directory / "widths.json", widths.to_json())
         found = net_at(job.net, budget.text, widths, job.calibration())
         accuracy = {"supernet": supernet["accuracy"], "found": evaluate(found, job.test())}
@@ -460,8 +474,9 @@ def _load_race(job: Job, judge: Judge, steps: int) -> None:
         missing = f"what the race learned in {steps} steps is not there: the next one looks at all images"
         job.progress.say(f"search: {missing}")
         return
-    for learned, _ in agreed(lambda: [load_tensors(file) for file in files]):
-        judge.learn(learned)
+    for path, (learned, _) in zip(files, agreed(lambda: [load_tensors(file) for file in files]), strict=True):
+        with naming(path):
+            judge.learn(learned)
 
 
 def _exchanged(job: Job, budget: Budgeted, judge: Judge, widths: Widths) -> tuple[Widths, list[dict[str, Any]]]:
@@ -480,7 +495,7 @@ def _exchanged(job: Job, budget: Budgeted, judge: Judge, widths: Widths) -> tupl
 
 def _take_ratios(job: Job) -> None:
     """The nets at the width ratios, with the weights they share; an I-Net has none yet."""
-    supernet = read_json(job.run.supernet / "metrics.json")
+    supernet = read_checked(job.run.supernet / "metrics.json", FULL_METRICS)
     widths = widths_of_ratios(job.space, job.config.ratios)
     for budget, ratio in zip(job.budgets, sorted(job.config.ratios, reverse=True), strict=True):
         directory, chosen = job.run.subnet(budget.text), widths[budget.text]
@@ -518,7 +533,7 @@ def retrain_stage(job: Job) -> None:
     plans = agreed(lambda: [plan for budget in job.budgets for plan in _plans(job, budget.text)])
     for plan in plans:
         path = job.run.subnet(plan.budget) / "metrics.json"
-        metrics: dict[str, Any] = agreed(partial(read_json, path))
+        metrics: dict[str, Any] = agreed(partial(read_checked, path, NET_METRICS))
         if plan.kind in metrics["accuracy"]:
             continue
         if job.config.retrain.jointly and job.config.system == "autoslim":
@@ -534,8 +549,8 @@ def retrain_stage(job: Job) -> None:
 
 def _plans(job: Job, budget: str) -> list[_Plan]:
     directory = job.run.subnet(budget)
-    metrics = read_json(_need(directory / "metrics.json", "slim"))
-    widths = Widths.from_json((directory / "widths.json").read_text())
+    metrics = read_checked(_need(directory / "metrics.json", "slim"), NET_METRICS)
+    widths = read_widths(_need(directory / "widths.json", "slim"), job.space)
     plans = [_Plan("retrained", budget, directory, job.space, widths)]
     if job.config.retrain.uniform and job.config.system == "autoslim":
         ratio, uniform = uniform_like(job.every, MacCost(job.every), metrics["macs"])
@@ -551,7 +566,7 @@ def export_stage(job: Job) -> None:
     example = job.example()
     images = next(iter(job.batches(job.data.test.subset(torch.arange(min(8, len(job.data.test)))), 8)))[0]
     supernet = job.run.supernet / "metrics.json"
-    metrics = read_json(_need(supernet, "train"))
+    metrics = read_checked(_need(supernet, "train"), FULL_METRICS)
     if "latency_ms" not in metrics:
         metrics |= _measured(job, extract(job.model, job.space, job.space.full()))
         write_json(supernet, metrics)
@@ -561,7 +576,7 @@ def export_stage(job: Job) -> None:
     with job.progress.bar("export", len(job.budgets)) as advance:
         for index, budget in enumerate(job.budgets):
             directory = job.run.subnet(budget.text)
-            metrics = read_json(directory / "metrics.json")
+            metrics = read_checked(_need(directory / "metrics.json", "slim"), NET_METRICS)
             net = load_subnet(_need(directory / "model.safetensors", "retrain").parent, _builder(job)).to(job.device)
             if "latency_ms" not in metrics:
                 metrics |= _measured(job, net)
@@ -585,10 +600,10 @@ def _measured(job: Job, net: nn.Module) -> dict[str, float]:
 def report_stage(job: Job) -> dict[str, Any]:
     """Write `results.json` and `report.html`; returns the results."""
     run = job.run
-    full = read_json(_need(run.supernet / "metrics.json", "train"))
+    full = read_checked(_need(run.supernet / "metrics.json", "train"), FULL_METRICS)
     subnets = []
     for budget in job.budgets:
-        metrics = read_json(_need(run.subnet(budget.text) / "metrics.json", "slim"))
+        metrics = read_checked(_need(run.subnet(budget.text) / "metrics.json", "slim"), NET_METRICS)
         accuracy = {kind: metrics["accuracy"].get(kind) for kind in ("supernet", "found", "retrained", "uniform")}
         subnets.append({**metrics, "accuracy": accuracy, "latency_ms": metrics.get("latency_ms")})
     results = {
@@ -650,7 +665,8 @@ def _train(
     kept = agreed(lambda: load_tensors(checkpoint) if checkpoint.exists() else None)
     if kept is not None:
         tensors, record = kept
-        training.load_state(tensors, record["epoch"], record)
+        with naming(checkpoint):
+            training.load_state(tensors, record.get("epoch", -1), record)
         where = f"epoch {training.epoch}" + (f" and {record['steps']} steps" if record.get("steps") else "")
         job.progress.say(f"{stage}: continues after {where}")
     if world().is_main:
@@ -752,7 +768,7 @@ def read_exchanges(
     log: Path, space: ChannelSpace, budget: Budgeted, widths: Widths
 ) -> tuple[list[dict[str, Any]], Widths]:
     """The exchanges written so far, and `widths` after them; `RunError` if they are not of this net."""
-    made = read_records(log)
+    made = read_lines(log, MOVE)
     for number, record in enumerate(made, start=1):
         wider, changed = record["wider"], record["widths"]
         following = Widths({**widths, **changed})
@@ -789,7 +805,7 @@ def _threads(job: Job) -> int:
 def _metrics(job: Job, budget: str) -> dict[str, Any]:
     """What is known of the net of a budget so far."""
     path = job.run.subnet(budget) / "metrics.json"
-    return dict(read_json(path)) if path.exists() else {}
+    return read_checked(path, NET_METRICS) if path.exists() else {}
 
 
 def _share_done(job: Job, widths: Widths, group: str) -> float:
@@ -815,7 +831,7 @@ def _need(path: Path, stage: str) -> Path:
 
 def _path_record(job: Job) -> list[dict[str, Any]]:
     """Every step of the search with what its net costs."""
-    records = read_records(job.run.slim_log)
+    records = read_lines(job.run.slim_log, STEP)
     steps = read_path(job.run, job.space, job.costs["macs"])
     return [record | job.figures(step.widths) for record, step in zip(records, steps, strict=True)]
 
@@ -823,12 +839,12 @@ def _path_record(job: Job) -> list[dict[str, Any]]:
 def _report_record(job: Job, results: Mapping[str, Any]) -> dict[str, Any]:
     run, config, data = job.run, job.config, job.data
     trainings: dict[str, list[dict[str, Any]]] = {}
-    for line in read_records(run.train_log):
+    for line in read_lines(run.train_log, EPOCH):
         trainings.setdefault(line["stage"], []).append(
             {
                 "epoch": line["epoch"],
                 "loss": line["losses"].get("widest", line["losses"].get("loss")),
-                "accuracy": line["accuracy"],
+                "accuracy": line.get("accuracy"),
                 "seconds": line["seconds"],
             }
         )
@@ -839,7 +855,7 @@ def _report_record(job: Job, results: Mapping[str, Any]) -> dict[str, Any]:
         subnets.append(
             {
                 **subnet,
-                "widths": read_json(directory / "widths.json"),
+                "widths": dict(read_widths(_need(directory / "widths.json", "slim"), job.space)),
                 "directory": str(directory),
                 "files": [name for name in names if (directory / name).exists()],
             }

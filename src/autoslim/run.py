@@ -21,7 +21,8 @@ from filelock import FileLock, Timeout
 from autoslim._version import __version__
 from autoslim.config import Config, make_config, read_yaml
 from autoslim.errors import ConfigError, RunError, nearest
-from autoslim.files import append_record, keep_records, read_records, write_whole
+from autoslim.files import append_record, keep_records, write_whole
+from autoslim.records import EPOCH, read_lines
 
 # the path of the search is kept for other budgets; the others change nothing that has been computed
 _MAY_CHANGE = {
@@ -78,8 +79,8 @@ class Run:
     def drop_epochs(self, stage: str, after: int) -> None:
         """Take the lines of a training after an epoch out of `train_log`."""
         with self._train_lock():
-            lines = read_records(self.train_log)
-            kept = [line for line in lines if line.get("stage") != stage or line.get("epoch", 0) <= after]
+            lines = read_lines(self.train_log, EPOCH)
+            kept = [line for line in lines if line["stage"] != stage or line["epoch"] <= after]
             if len(kept) < len(lines):
                 keep_records(self.train_log, kept)
 
@@ -245,7 +246,9 @@ def _lock(directory: Path, seconds: float) -> Iterator[None]:
             f"{directory} is in use by another autoslim process{_owner(note)}; wait for it or choose another --run-dir"
         ) from None
     except OSError as error:
-        raise RunError(f"{directory} cannot be used as a run directory: {error.strerror or error}") from error
+        raise RunError(
+            f"{directory} cannot be used as a run directory: {error.strerror or error}; choose another with --run-dir"
+        ) from error
     try:
         now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
         with suppress(OSError):  # a full disk: what follows will say so

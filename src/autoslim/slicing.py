@@ -218,3 +218,11 @@ def check_model(model: nn.Module, space: ChannelSpace) -> None:
                 f"the space belongs to another model: {name!r} has shape {actual.get(name, 'none')} here and "
                 f"{expected or 'none'} in the space; trace this model"
             )
+    modules = dict(model.named_modules())
+    for attribute in space.attributes:
+        value = vars(modules[attribute.module]).get(attribute.name) if attribute.module in modules else None
+        if not isinstance(value, (int, list, tuple)):
+            raise SpaceError(
+                f"the space belongs to another model: {attribute.module!r} has no number {attribute.name!r} here; "
+                "trace this model"
+            )

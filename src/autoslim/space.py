@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from itertools import chain
 from typing import Any
@@ -60,7 +60,7 @@ class Widths(Mapping[str, int]):
         """Read what `to_json` wrote; `SpaceError` if it is anything else."""
         try:
             items = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise SpaceError(f"widths are not valid JSON: {error}") from error
         if not isinstance(items, dict) or not all(type(width) is int for width in items.values()):
             raise SpaceError("widths must be a JSON object of group name -> whole number")
@@ -199,7 +199,14 @@ class Axis:
     @classmethod
     def from_list(cls, spans: list[Any]) -> Axis:
         """Read what `to_list` wrote."""
-        return cls(tuple(Span(None, s) if isinstance(s, int) else Span(*s) for s in spans))
+        read = [Span(None, s) if isinstance(s, int) else Span(*s) for s in spans]
+        for span in read:
+            numbers = (span.count, span.start, span.repeat, span.step)
+            if not all(type(number) is int for number in numbers) or not isinstance(span.group, (str, type(None))):
+                raise SpaceError(f"a span of an axis is [group, count, start, repeat, step], got {span}")
+            if min(numbers) < 0 or span.step < 1:
+                raise SpaceError(f"a span of an axis counts from 0 in steps of at least 1, got {span}")
+        return cls(tuple(read))
 
 
 @dataclass(frozen=True)
@@ -486,6 +493,8 @@ class ChannelSpace:
             if record["format"] != 1:
                 raise SpaceError(f"a space file of format {record['format']!r}; this version reads format 1")
             groups = [ChannelGroup(g["name"], g["size"], tuple(g["choices"])) for g in record["groups"]]
+            if not all(isinstance(g.name, str) and all(type(n) is int for n in g.choices) for g in groups):
+                raise SpaceError("not a channel space: a group has a name, a size and choices, which are whole numbers")
             tensors = {
                 kind: {key: _axes(axes) for key, axes in record[kind].items()} for kind in ("parameters", "buffers")
             }
@@ -500,19 +509,21 @@ class ChannelSpace:
             )
             notes = tuple(Note(**note) for note in record["notes"])
             remarks, mixing = (tuple(record.get(key, ())) for key in ("remarks", "mixing"))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            space = cls(
+                groups={g.name: g for g in groups},
+                parameters=tensors["parameters"],
+                buffers=tensors["buffers"],
+                operations=operations,
+                attributes=attributes,
+                activations=activations,
+                notes=notes,
+                remarks=remarks,
+                mixing=mixing,
+            )
+            _check_plain(space)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise SpaceError(f"not a channel space: {type(error).__name__}: {error}") from error
-        return cls(
-            groups={g.name: g for g in groups},
-            parameters=tensors["parameters"],
-            buffers=tensors["buffers"],
-            operations=operations,
-            attributes=attributes,
-            activations=activations,
-            notes=notes,
-            remarks=remarks,
-            mixing=mixing,
-        )
+        return space
 
 
 @dataclass(frozen=True)
@@ -523,6 +534,29 @@ class SlimStep:
     widths: Widths
     cost: float
     score: float
+
+
+def _check_plain(space: ChannelSpace) -> None:
+    """`SpaceError` unless fields have their types, and axes name groups that there are: what JSON does not promise."""
+    nouns: tuple[Any, ...] = (*space.operations, *space.attributes, *space.activations, *space.notes)
+    for noun in nouns:
+        for each in fields(noun):
+            kind = _TYPES.get(str(each.type))
+            if kind is not None and type(getattr(noun, each.name)) is not kind:
+                raise SpaceError(f"not a channel space: {each.name} of {type(noun).__name__} must be {each.type}")
+    axes = [*space.parameters.values(), *space.buffers.values()]
+    axes += [axes for op in space.operations for axes in (op.factors, op.outputs)]
+    axes += [*(each.axes for each in space.attributes), *(each.axes for each in space.activations)]
+    for axis in chain(*axes):
+        for group in axis.groups:
+            if group not in space.groups:
+                raise SpaceError(f"not a channel space: an axis is cut by {group!r}, which is no group of it")
+    for text in (*space.remarks, *space.mixing):
+        if not isinstance(text, str):
+            raise SpaceError("not a channel space: remarks must be text")
+
+
+_TYPES = {"str": str, "int": int, "bool": bool}
 
 
 def _axes(lists: list[Any]) -> tuple[Axis, ...]:

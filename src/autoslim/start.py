@@ -13,6 +13,7 @@ from autoslim.data import Batches, ImageData
 from autoslim.export import load_tensors, save_tensors
 from autoslim.pretrained import load_pretrained
 from autoslim.progress import Progress
+from autoslim.records import naming
 from autoslim.run import Run
 from autoslim.sorting import first_order, sort_channels
 from autoslim.space import ChannelSpace
@@ -30,7 +31,8 @@ def starting_weights(
     """
     config = run.config
     if run.start.exists():
-        load_unshared(model, load_tensors(run.start)[0])
+        with naming(run.start):
+            load_unshared(model, load_tensors(run.start)[0])
         return lambda: None
     record: dict[str, Any] = {"pretrained": config.pretrained, "sort": config.train.sort}
     if config.pretrained is not None:

@@ -103,14 +103,16 @@ class LatencyTable:
         notes = [line.lstrip("# ").partition(":") for _, line in lines if line.startswith("#") and ":" in line]
         about = {key.strip(): value.strip() for key, _, value in notes}
         content = [(number, line) for number, line in lines if not line.startswith("#")]
-        head = [name.strip().lower() for name in next(csv.reader([content[0][1]]))] if content else []
+        head = [name.strip().lower() for name in _cells(content[0][1], where)] if content else []
         if not {"operator", "widths", "ms"} <= set(head):
             separator = "; columns are separated by commas" if ";" in "".join(head) or "\t" in "".join(head) else ""
+            shown = str(head)[:80] if head else ""
             raise LatencyError(
-                f"{where}: the first line must name the columns operator,widths,ms{separator}; it is {head or ''}"
+                f"{where}: the first line must name the columns operator,widths,ms{separator}; it is {shown}"
             )
         rows = []
-        for (number, _), cells in zip(content[1:], csv.reader(line for _, line in content[1:]), strict=True):
+        for number, line in content[1:]:
+            cells = _cells(line, f"{where}, line {number}")
             if len(cells) > len(head):
                 raise LatencyError(
                     f"{where}, line {number}: {len(cells)} cells for {len(head)} columns; quote a cell with "
@@ -132,8 +134,15 @@ class LatencyTable:
         """Read a CSV file; `LatencyError` if it cannot be read."""
         try:
             return cls.from_csv(path.read_text(encoding="utf-8"), str(path))
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, ValueError) as error:  # of the path too: one with a null byte is none
             raise LatencyError(f"the latency table {path} cannot be read: {error}") from error
+
+
+def _cells(line: str, where: str) -> list[str]:
+    try:
+        return next(csv.reader([line]), [])
+    except csv.Error as error:  # a cell without an end
+        raise LatencyError(f"{where}: {error}") from error
 
 
 def _row(cells: Mapping[str, str], where: str) -> LatencyRow:
@@ -142,8 +151,11 @@ def _row(cells: Mapping[str, str], where: str) -> LatencyRow:
         row = LatencyRow(cells["operator"], widths, float(cells["ms"]), float(cells.get("spread") or 0.0))
     except (KeyError, ValueError) as error:
         raise LatencyError(f"{where}: expected operator,widths,ms as in 'conv 1x1 ...,16 96,0.21': {error}") from None
-    if not row.operator or not 0 <= row.ms < float("inf") or min(widths, default=1) < 1:
-        raise LatencyError(f"{where}: an operator needs a name, widths of at least 1 and a time that is not negative")
+    is_time = 0 <= row.ms <= _LONGEST and 0 <= row.spread <= _LONGEST
+    if not row.operator or not is_time or not all(1 <= width <= _WIDEST for width in widths):
+        raise LatencyError(
+            f"{where}: an operator needs a name, widths of at least 1 and a time in milliseconds that is not negative"
+        )
     return row
 
 
@@ -191,6 +203,8 @@ class _Fit:
 
 
 _NEAREST = 4
+_LONGEST = 1e9  # milliseconds: above, sums of squares are no numbers
+_WIDEST = 10**9  # and their products too
 
 
 class LatencyCost:

@@ -344,6 +344,7 @@ class Training:
     def load_state(self, tensors: Mapping[str, Tensor], epoch: int, record: Mapping[str, Any] | None = None) -> None:
         """Go on after `epoch` finished epochs and what `record` says; `RunError` if the tensors are another net's."""
         record = record or {}
+        self._check_record(epoch, record)
         if record.get("steps") and record.get("steps_per_epoch") != self.steps_per_epoch:
             raise RunError(
                 f"the checkpoint was made in the middle of an epoch of {record.get('steps_per_epoch')} steps, and now "
@@ -369,6 +370,23 @@ class Training:
             record.get("steps", 0), record.get("sums"), record.get("skipped", 0), record.get("seconds", 0.0)
         )
         self._skipped_in_a_row = record.get("skipped_in_a_row", 0)
+
+    def _check_record(self, epoch: int, record: Mapping[str, Any]) -> None:
+        """`RunError` for what no `record` of a training like this one says."""
+        is_count = {name: type(record.get(name, 0)) is int for name in ("steps", "skipped", "skipped_in_a_row")}
+        steps = record.get("steps", 0)
+        sums, seconds = record.get("sums") or {}, record.get("seconds", 0.0)
+        slots, groups = record.get("slots", {}), record.get("groups") or []
+        if type(epoch) is not int or not 0 <= epoch <= self.recipe.epochs:
+            raise RunError(f"the checkpoint says that {epoch!r} of {self.recipe.epochs} epochs were finished")
+        if not all(is_count.values()) or min(steps, record.get("skipped", 0)) < 0:
+            raise RunError("the checkpoint is damaged: it does not count its steps")
+        if not isinstance(sums, dict) or not all(type(value) in (int, float) for value in (seconds, *sums.values())):
+            raise RunError("the checkpoint is damaged: its losses are no numbers")
+        if not isinstance(slots, dict) or not isinstance(groups, list):
+            raise RunError("the checkpoint is damaged: it does not say what the optimizer was")
+        if not all(isinstance(each, dict) for each in (*slots.values(), *groups)):
+            raise RunError("the checkpoint is damaged: it does not say what the optimizer was")
 
     def _load_optimizer(
         self, tensors: Mapping[str, Tensor], of_groups: Mapping[str, Tensor], record: Mapping[str, Any]
