@@ -28,6 +28,7 @@ LAYERS = [
         "replay",
         "reuse",
         "screening",
+        "chance",
         "judge",
         "precision",
         "sorting",

@@ -119,7 +119,7 @@ def test_with_labels_shuffled_the_best_is_dropped_no_more_often_than_stated() ->
         scores = {widths: negative_loss(output, shuffled).double() for widths, output in outputs.items()}
         best = max(candidates, key=lambda group: float(scores[candidates[group]].mean()))
         judge = _Drawn(supernet, scores, 100, confidence)
-        judge.learn({f"gained.{g}": scores[each] - scores[full] for g, each in before.items()})
+        judge.learn({f"gained.{g}": (scores[each] - scores[full]).float() for g, each in before.items()})
         left = judge.compare(then, candidates)
         wrong += best not in left
         early += len(left) < len(candidates)

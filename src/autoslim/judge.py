@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
-from statistics import NormalDist
 from typing import Any, TypeVar
 
 import torch
@@ -16,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from autoslim.batching import KEPT_BYTES
 from autoslim.calibrate import batch_statistics
+from autoslim.chance import chance_of_lead
 from autoslim.distributed import World, gathered, world
 from autoslim.errors import ConfigError, DataError, RunError, nearest
 from autoslim.reuse import Diverged, Reuse
@@ -283,9 +283,10 @@ class RacingJudge(ReuseJudge):
 
     After each batch, the candidate that looks best so far is compared with each other on the same samples. The other
     drops out if the difference would be so large by chance, though it is the better one on all samples, with a
-    probability below `1 - confidence` for the whole step (normal approximation, one-sided, corrected for the number of
-    comparisons and for how many samples are left). The step ends when one is left: its score is that of the samples
-    seen. With `confidence=1` nobody drops out, with `keep_bytes=0` all nets run as a whole.
+    probability below `1 - confidence` for the whole step (see `chance_of_lead`; corrected for the number of comparisons
+    and for how many samples are left), so with small batches or few hits and misses that differ it takes longer. The
+    step ends when one is left: its score is that of the samples seen. With `confidence=1` nobody drops out, with
+    `keep_bytes=0` all nets run as a whole.
 
     What a candidate loses on each sample has hardly changed since it was last looked at on all of them, some steps ago.
     Comparisons are made by regression on that (a control variate), so far fewer samples tell candidates apart; the
@@ -382,29 +383,13 @@ class RacingJudge(ReuseJudge):
                 expected[group] += float(before[group].mean() - before[group][: sums.count].mean())
         best = max(expected, key=lambda group: expected[group])
         comparisons = (len(self.supernet.space.groups) - 1) * (len(self.batches) - 1)
-        bound = NormalDist().inv_cdf(1 - (1 - self.confidence) / max(1, comparisons))
+        chance = (1 - self.confidence) / max(1, comparisons)
         if best in before:
             for group in before:
-                if group != best and _lead(gained[best] - gained[group], before[best] - before[group]) > bound:
-                    yield group
-
-
-def _lead(differences: Tensor, before: Tensor) -> float:
-    """A mean over a finite population (N,), of which the first samples were seen, in standard errors.
-
-    `before` is known for all of the population and goes along with it: the mean is estimated by regression on it
-    (Cochran, Sampling Techniques, 1977, chapter 7).
-    """
-    count, population = len(differences), len(before)
-    seen = before[:count]
-    deviations = seen - seen.mean()
-    scale = float(deviations.square().sum())
-    slope = float(deviations @ differences) / scale if scale > 0 else 0.0
-    residuals = differences - slope * seen
-    variance = float(residuals.var()) * (count - 1) / max(1, count - 2)
-    error = (variance * (1 / count - 1 / population)) ** 0.5
-    mean = float(residuals.mean()) + slope * float(before.mean())
-    return mean / error if error > 0 else (float("inf") if mean > 0 else 0.0)
+                if group != best:
+                    lead = gained[best] - gained[group], before[best] - before[group]
+                    if chance_of_lead(*lead) < chance:
+                        yield group
 
 
 @dataclass(frozen=True)
