@@ -24,7 +24,8 @@ from autoslim import (
     uniform_like,
     widths_within,
 )
-from autoslim.errors import BudgetError, SpaceError
+from autoslim.cost import as_spelt, meaning_of
+from autoslim.errors import BudgetError, ConfigError, SpaceError
 from autoslim.published import published_nets
 
 SPACE = ChannelSpace([ChannelGroup("a", 8, (2, 4, 6, 8)), ChannelGroup("b", 6, (2, 4, 6)), ChannelGroup("c", 3, (3,))])
@@ -182,6 +183,7 @@ def test_a_budget_out_of_reach_is_refused_before_anything_is_judged() -> None:
         ("peak_memory<=512KiB", "peak_memory", 524288.0, False),
         ("latency_ms<=60%", "latency_ms", 0.6, True),
         ("macs ≤ 50%", "macs", 0.5, True),
+        ("macs<50%", "macs", 0.5, True),
         ("Peak memory<=2MB", "peak_memory", 2e6, False),
         ("peak-memory = 2MB", "peak_memory", 2e6, False),
         ("latency_ms<=5e-1", "latency_ms", 0.5, False),
@@ -212,7 +214,7 @@ def test_budgets_are_read(text: str, metric: str, amount: float, is_share: bool)
         ("peak_memory<=8Mb/s", "write 300M"),
         ("peak_memory<=8mW", "use KB, MB or MiB"),
         ("macs>=50%", "write macs<=50%: a budget is an upper limit"),
-        ("params < 4M", "write params<=4M"),
+        ("params > 4M", "write params<=4M"),
         ("peak_memroy<=2MB", "did you mean 'peak_memory'"),
         ("1,000,000", "commas separate limits"),
     ],
@@ -423,3 +425,62 @@ def test_uniform_nets_of_equal_cost() -> None:
         assert square(widths) == pytest.approx(share * square(space.full()), rel=0.05)
         assert widths == space.uniform(ratio)
         assert ratio == pytest.approx(share**0.5, abs=0.02)
+
+
+@pytest.mark.parametrize("text", ["50%", "0.5x", "macs<=50%", " macs < 50 %", "FLOPs: 0.50x"])
+def test_one_limit_may_be_written_in_many_ways(text: str) -> None:
+    assert meaning_of(text) == meaning_of("50%")
+    assert as_spelt([text, "25%"], ["40%", "50%"]) == ["50%", "25%"]
+    assert meaning_of(f"{text}, params<=2M") == meaning_of("params<=2000K, macs<=50%") != meaning_of("50%")
+
+
+def test_metrics_of_ones_own_have_names() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 4, 3))
+    space = trace(net, torch.zeros(1, 3, 8, 8))
+
+    def energy(widths: Mapping[str, int]) -> float:
+        return 10.0 + sum(widths.values())
+
+    both = {"macs": MacCost(space), "Energy mJ": energy}
+    joint, limit = resolve_budget("macs<=60%, energy mJ<=60%", space, both)
+    found = list(greedy_slim(space, lambda widths: 0.0, joint, [limit], rule="score-per-cost"))[-1].widths
+    assert energy(found) <= 0.6 * energy(space.full())
+    assert resolve_budget("energy_mJ<=30", space, both) == (energy, 30.0)
+    assert list(greedy_slim(space, lambda widths: 0.0, energy, ["energy<=60%"]))[-1].cost <= 0.6 * energy(space.full())
+    with pytest.raises(BudgetError, match="no metric 'enrgy_mj'; known: Energy mJ"):
+        resolve_budget("enrgy_mj<=60%", space, both)
+    with pytest.raises(BudgetError, match="no metric 'energy'"):  # the cost given counts something else
+        greedy_slim(space, lambda widths: 0.0, MacCost(space), ["energy<=60%"])
+
+
+def test_a_cost_that_is_no_number_at_some_step_is_named_there() -> None:
+    def fails_later(widths: Mapping[str, int]) -> float:
+        return cost(widths) if cost(widths) > 70 or widths == SPACE.smallest() else float("nan")
+
+    steps = greedy_slim(SPACE, likes_b, fails_later, ["50%"])
+    with pytest.raises(BudgetError, match="must give a number for widths; this one gave nan for"):
+        list(steps)
+    with pytest.raises(BudgetError, match="this one gave nan"):
+        JointCost([(cost, 100.0), (fails_later, 1.0)])(SPACE.full().replaced("a", 1))
+
+
+@pytest.mark.parametrize("judge", ["racing", None])
+def test_a_judge_that_cannot_judge_is_refused(judge: object) -> None:
+    with pytest.raises(ConfigError, match=r"give RacingJudge\(supernet, batches\)"):
+        greedy_slim(SPACE, judge, cost, ["50%"])  # type: ignore[arg-type]
+
+
+def test_no_budget_at_all_is_refused() -> None:
+    with pytest.raises(BudgetError, match="no budget was given"):
+        greedy_slim(SPACE, likes_b, cost, None)  # type: ignore[arg-type]
+
+
+def test_a_latency_that_widths_do_not_change_is_said_to_be_so() -> None:
+    class Flat:
+        unit = "ms"
+
+        def __call__(self, widths: Mapping[str, int]) -> float:
+            return 3.0 if widths == SPACE.full() else 3.1
+
+    with pytest.raises(BudgetError, match=r"3.1 ms, the full net 3 ms: the measurement was disturbed.*--fresh"):
+        resolve_budget("latency_ms<=50%", SPACE, {"latency_ms": Flat()})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
 
@@ -141,7 +142,7 @@ class JointCost:
 
     def __call__(self, widths: Mapping[str, int]) -> float:
         """The largest of cost / limit."""
-        return max(cost(widths) / limit for cost, limit in self._limits)
+        return max(number_of(cost, widths) / limit for cost, limit in self._limits)
 
 
 COSTS: dict[str, Callable[[ChannelSpace], Cost]] = {
@@ -188,16 +189,21 @@ class Budget:
     amount: float
     is_share: bool
 
+    @property
+    def meaning(self) -> tuple[str, float, bool]:
+        """The same for every way to write a limit: 50%, 0.5x and macs <= 50%."""
+        return self.metric, float(f"{self.amount:.9g}"), self.is_share
+
     @classmethod
-    def parse(cls, text: str) -> Budget:
+    def parse(cls, text: str, metrics: Iterable[str] | None = METRICS) -> Budget:
         """Read `300M`, `0.5x`, `50%`, or one with its metric: `params=4M`, `memory<=30%`; `flops` means `macs`.
 
-        Raises `BudgetError` with what would work.
+        `metrics` are those that there are; None if any name may be one. Raises `BudgetError` with what would work.
         """
         text = str(text).strip()
-        match = re.fullmatch(r"(?:([^<>=:≤≥]+?)\s*(<=|≤|=|:)\s*)?([0-9.]+(?:[eE][+-]?[0-9]+)?)\s*([A-Za-z%]*)", text)
+        match = re.fullmatch(r"(?:([^<>=:≤≥]+?)\s*(<=|≤|=|:|<)\s*)?([0-9.]+(?:[eE][+-]?[0-9]+)?)\s*([A-Za-z%]*)", text)
         if match is None:
-            other = re.fullmatch(r"([A-Za-z_ -]+?)\s*(<|>|>=|≥|==|=<|<==)\s*([0-9.].*)", text)
+            other = re.fullmatch(r"([A-Za-z_ -]+?)\s*(>|>=|≥|==|=<|<==)\s*([0-9.].*)", text)
             meant = f"{other.group(1)}<={other.group(3)}: a budget is an upper limit" if other else ""
             raise BudgetError(
                 f"cannot read the budget {text!r}; write {meant or '300M, 0.5x or 50%, or params=4M, latency_ms<=8'}"
@@ -205,8 +211,13 @@ class Budget:
         metric, number, unit = (match.group(1) or "macs").strip().lower(), match.group(3), match.group(4)
         metric = re.sub(r"[\s-]+", "_", metric)
         metric = {"flops": "macs"}.get(metric, metric)
-        if metric not in METRICS:
-            raise BudgetError(f"budget {text!r}: no metric {metric!r}; {nearest(metric, [*METRICS, 'flops'])}")
+        if metrics is not None:
+            known = {re.sub(r"[\s-]+", "_", name.lower()): name for name in metrics}
+            if metric not in known:
+                raise BudgetError(
+                    f"budget {text!r}: no metric {metric!r}; {nearest(metric, [*known.values(), 'flops'])}"
+                )
+            metric = known[metric]
         scale, is_share = _scale(text, metric, unit)
         try:
             amount = float(number) * scale
@@ -217,17 +228,17 @@ class Budget:
         return cls(text, metric, amount, is_share)
 
     @classmethod
-    def parse_all(cls, text: str) -> tuple[Budget, ...]:
+    def parse_all(cls, text: str, metrics: Iterable[str] | None = METRICS) -> tuple[Budget, ...]:
         """Read one entry of a list of budgets: a limit, or several that must hold at once, `macs<=50%, params<=2M`."""
         if re.search(r"\d\s*,\s*\d", str(text)):
             raise BudgetError(
                 f"cannot read the budget {str(text)!r}: commas separate limits, as in 'macs<=50%, params<=2M'; write "
                 "an amount without them (1000000, 1M), and each limit after the first with its metric"
             )
-        budgets = tuple(cls.parse(part) for part in str(text).split(","))
-        metrics = [budget.metric for budget in budgets]
-        for metric in metrics:
-            if metrics.count(metric) > 1:
+        budgets = tuple(cls.parse(part, metrics) for part in str(text).split(","))
+        limited = [budget.metric for budget in budgets]
+        for metric in limited:
+            if limited.count(metric) > 1:
                 raise BudgetError(f"budget {str(text)!r} limits {metric!r} twice; keep the lower of the two")
         return budgets
 
@@ -236,11 +247,18 @@ class Budget:
 
         Raises `BudgetError` if the smallest net is not within it, or the full net already is, unless that may be.
         """
-        most, least = _number(cost, space.full()), _number(cost, space.smallest())
+        most, least = number_of(cost, space.full()), number_of(cost, space.smallest())
         limit = self.amount * most if self.is_share else self.amount
         unit = getattr(cost, "unit", "")
         if math.isnan(limit):
             raise BudgetError(f"budget {self.text!r} is no number; write an amount, or a share such as 50%")
+        if limit < least and unit == "ms" and least >= most:
+            raise BudgetError(
+                f"budget {self.text!r} ({readable(limit)} ms) cannot be reached: the smallest net takes "
+                f"{readable(least)} ms, the full net {readable(most)} ms: the measurement was disturbed, or latency "
+                "does not depend on widths here; measure anew while the machine does nothing else (autoslim latency "
+                "MODEL_OR_CONFIG --fresh), or choose a budget on macs"
+            )
         if limit < least:
             raise BudgetError(
                 f"budget {self.text!r} ({readable(limit)} {unit}) cannot be reached: the smallest net of this space "
@@ -255,7 +273,7 @@ class Budget:
 
     def _share_meant(self, unit: str) -> str:
         """Nobody wants a net of 50 multiply-accumulates."""
-        bare = re.fullmatch(r"(?:.*[=:≤])?\s*([0-9.]+)", self.text)
+        bare = re.fullmatch(r"(?:.*[=:≤<])?\s*([0-9.]+)", self.text)
         if bare is None or unit not in _COUNTED or self.amount > 100:
             return ""
         return f"did you mean {bare.group(1)}{'x' if self.amount <= 1 else '%'}? If not, "
@@ -264,8 +282,8 @@ class Budget:
 _COUNTED = ("MACs", "parameters", "elements", "bytes")
 
 
-def _number(cost: Cost, widths: Mapping[str, int]) -> float:
-    """What a user's callable says of some widths, if it is a number."""
+def number_of(cost: Cost, widths: Mapping[str, int]) -> float:
+    """What a user's callable says of some widths; `BudgetError` if it is no number."""
     value = cost(widths)
     try:
         number = float(value)
@@ -297,12 +315,17 @@ def _scale(text: str, metric: str, unit: str) -> tuple[float, bool]:
     return multiples[unit.upper()], False
 
 
+def counted_by(cost: Cost) -> str | None:
+    """The metric that a cost of ours counts; None for a user's own callable, of which that is not known."""
+    kinds = {metric: kind for metric, kind in COSTS.items() if isinstance(kind, type)}
+    ours = LATENCY if getattr(cost, "unit", "") == "ms" else None
+    return next((metric for metric, kind in kinds.items() if isinstance(cost, kind)), ours)
+
+
 def check_metric(budget: Budget, cost: Cost) -> None:
     """`BudgetError` if a budget names another metric than the one that a cost of ours counts."""
-    named = budget.metric if re.search("[=:≤]", budget.text) else None
-    kinds = {metric: kind for metric, kind in COSTS.items() if isinstance(kind, type)}
-    counted = LATENCY if getattr(cost, "unit", "") == "ms" else None
-    counted = next((metric for metric, kind in kinds.items() if isinstance(cost, kind)), counted)
+    named = budget.metric if re.search("[=:≤<]", budget.text) else None
+    counted = counted_by(cost)
     if named is not None and counted is not None and named != counted:
         raise BudgetError(
             f"budget {budget.text!r} is on {named} and the cost given counts {counted}; give the cost of {named}, or "
@@ -313,11 +336,12 @@ def check_metric(budget: Budget, cost: Cost) -> None:
 def resolve_budget(text: str, space: ChannelSpace, costs: Mapping[str, Cost]) -> tuple[Cost, float]:
     """The cost and the limit that a budget stands for, as `greedy_slim` takes them.
 
-    `costs` by metric, as `{"macs": MacCost(space)}`. Several limits in one text (`macs<=50%, latency_ms<=8`) give a
-    `JointCost` and the limit 1. Raises `BudgetError` if one cannot be reached, or if the full net meets them all.
+    `costs` by metric, as `{"macs": MacCost(space)}`; names of your own are metrics too. Several limits in one text
+    (`macs<=50%, latency_ms<=8`) give a `JointCost` and the limit 1. Raises `BudgetError` if one cannot be reached, or
+    if the full net meets them all.
     """
     limits: list[tuple[Cost, float]] = []
-    budgets = Budget.parse_all(text)
+    budgets = Budget.parse_all(text, {**dict.fromkeys(METRICS), **costs})
     for budget in budgets:
         if budget.metric not in costs:
             raise BudgetError(f"budget {budget.text!r}: there is no cost for {budget.metric!r} here")
@@ -329,6 +353,38 @@ def resolve_budget(text: str, space: ChannelSpace, costs: Mapping[str, Cost]) ->
     if joint(space.full()) < 1:
         raise BudgetError(f"budget {text!r}: the full net is within all of its limits")
     return joint, 1.0
+
+
+def named_metrics(budgets: Iterable[str]) -> list[str]:
+    """The metrics that any of some budgets is on; a name of a net that is no budget ("width 0.5") is on none."""
+    found = set()
+    for text in budgets:
+        with suppress(BudgetError):
+            found |= {part.metric for part in Budget.parse_all(text)}
+    return [metric for metric in METRICS if metric in found]
+
+
+def meaning_of(budget: str) -> frozenset[tuple[str, float, bool]]:
+    """What one entry of a list of budgets asks for, however it is written."""
+    return frozenset(part.meaning for part in Budget.parse_all(budget))
+
+
+def as_spelt(budgets: Iterable[str], known: Iterable[str]) -> list[str]:
+    """Budgets, each once, in the spelling that is known already if there is one: 0.5x is 50%."""
+    spelt = {meaning_of(text): text for text in reversed([*known])}
+    return list(dict.fromkeys(spelt.setdefault(meaning_of(text), str(text)) for text in budgets))
+
+
+def check_closed_forms(budgets: Iterable[str], space: ChannelSpace) -> None:
+    """`BudgetError` for a budget out of reach of the space, as far as that can be said without a measurement."""
+    costs = costs_of(space)
+    for text in budgets:
+        parts = Budget.parse_all(text)
+        if all(part.metric in costs for part in parts):
+            resolve_budget(text, space, costs)
+        for part in parts:
+            if part.metric in costs:
+                part.limit(costs[part.metric], space, may_be_slack=len(parts) > 1)
 
 
 def readable(amount: float) -> str:

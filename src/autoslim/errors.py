@@ -49,6 +49,11 @@ class ExportError(AutoSlimError):
     """A network cannot be written or read in the format asked for."""
 
 
+def counted(number: int, thing: str) -> str:
+    """1 step, 2 steps."""
+    return f"{number} {thing}{'' if number == 1 else 's'}"
+
+
 def nearest(given: str, known: Iterable[str]) -> str:
     """The end of an error text: the nearest known name, or all of them when none is near."""
     known = sorted(known)

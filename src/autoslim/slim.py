@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 
-from autoslim.cost import Budget, Cost, check_metric
-from autoslim.errors import BudgetError, nearest
+from autoslim.cost import METRICS, Budget, Cost, check_metric, counted_by, number_of
+from autoslim.errors import BudgetError, ConfigError, nearest
 from autoslim.space import ChannelSpace, SlimStep, Widths
 
 Judge = Callable[[Widths], float]
@@ -34,21 +35,28 @@ def greedy_slim(
     `rule="score-per-cost"` keeps the candidate that loses least score per cost it saves instead, as NetAdapt (Yang et
     al. 2018) makes the candidates of a step comparable; the paper looks at the score alone.
 
-    Raises `BudgetError` at once, naming the smallest cost within reach, if a budget cannot be met.
+    Raises `BudgetError` at once, naming the smallest cost within reach, if a budget cannot be met, and at the step
+    where it happens if the cost is no number.
     """
-    limits = [_limit(b, cost, space) for b in ([budgets] if isinstance(budgets, (str, int, float)) else budgets)]
+    if not callable(judge) and not hasattr(judge, "compare"):
+        raise ConfigError(
+            f"judge {judge!r} cannot be asked; give RacingJudge(supernet, batches), ReuseJudge or Judge likewise, or "
+            "any callable Widths -> float"
+        )
+    limits = [_limit(b, cost, space) for b in ([budgets] if isinstance(budgets, (str, int, float)) else budgets or ())]
     if not limits:
         raise BudgetError("no budget was given; write for example 50%")
     if rule not in RULES:
         raise BudgetError(f"no rule {rule!r} for greedy steps; {nearest(rule, RULES)}")
     on_candidate = on_candidate or (lambda group, score: None)
-    return _steps(space, judge, cost, min(limits), start or space.full(), on_candidate, rule)
+    numbers = partial(number_of, cost)
+    return _steps(space, judge, numbers, min(limits), start or space.full(), on_candidate, rule)
 
 
 def _limit(budget: float | str, cost: Cost, space: ChannelSpace) -> float:
     if not isinstance(budget, str):
         return Budget(f"{budget:g}", "macs", budget, False).limit(cost, space)
-    several = Budget.parse_all(budget)
+    several = Budget.parse_all(budget, None if counted_by(cost) is None else METRICS)
     if len(several) > 1:
         raise BudgetError(
             f"budget {budget!r} has several limits, and the cost given is one; "
