@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
-from autoslim import trace
+from autoslim import inspection, runtimes, trace
 from autoslim.cli import main
 from autoslim.models import build_model
+from autoslim.terminal import print_results
 from test_latency import invented
 
 NET = f"{Path(__file__).parent / 'small_net.py'}:net"
@@ -90,6 +94,13 @@ def test_inspect_reads_a_configuration(capsys: pytest.CaptureFixture[str], in_tm
         (["inspect", NET, "--input", "1,1,16,16", "--set", "space.fixed=[sten]"], "did you mean 'stem'"),
         (["slim", "."], "is no run directory"),
         (["latency", NET, "--runtime", "tensorflow"], "latency.runtime"),
+        (["latency", NET, "--runtime", "openvin", "--input", "1,1,16,16"], "did you mean 'openvino'"),
+        (["latency", NET, "--device", "foo", "--input", "1,1,16,16"], "device 'foo' cannot be used"),
+        (["latency", NET, "--device", "meta", "--input", "1,1,16,16"], "device 'meta' cannot be used"),
+        (["latency", NET, "--device", "cuda:99", "--input", "1,1,16,16"], "device 'cuda:99' cannot be used"),
+        (["inspect", NET, "--set", "device=foo", "--input", "1,1,16,16"], "device 'foo' cannot be used"),
+        (["inspect", NET, "--set", "slim.memory_gb=1e-7", "--input", "1,1,16,16"], "slim.memory_gb=1e-07"),
+        (["inspect", NET, "--set", "latency.table=nowhere.csv", "--input", "1,1,16,16"], "nowhere.csv cannot be read"),
         (["latency", NET, "--table", "nowhere.csv", "--input", "1,1,16,16"], "nowhere.csv cannot be read"),
         (["latency", NET, "--width", "0", "--input", "1,1,16,16", "--set", "latency.nets=4"], "--width"),
     ],
@@ -141,3 +152,62 @@ def test_latency_shows_the_hot_layers_and_writes_a_table_that_it_reads_again(
 def test_the_help_of_a_command_needs_no_torch(command: str) -> None:
     code = f"import sys; from autoslim.cli import main; main(['{command}', '--help']); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+
+
+def test_inspect_measures_latency_only_for_budgets_that_may_be_met(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inspection, "measure_latency_table", None)  # calling it would be a TypeError
+    texts = ["--budget", "macs<=0.1%, latency_ms<=50%", "--budget", "50%"]
+    assert main(["inspect", NET, "--input", "1,1,16,16", *texts]) == 2
+    captured = capsys.readouterr()
+    assert "budget macs<=0.1%, latency_ms<=50%: budget 'macs<=0.1%'" in captured.out
+    assert "budget 50%: can be reached" in captured.out
+    assert "the smallest net of this space has" in captured.err
+
+
+def test_inspect_shows_latency_and_limits_that_hold_already(capsys: pytest.CaptureFixture[str], in_tmp: Path) -> None:
+    net = build_model(NET)
+    invented(trace(net, torch.zeros(1, 1, 16, 16)).with_choices(12, 4, 1 / 6), 30).save(in_tmp / "phone.csv")
+    options = ["--input", "1,1,16,16", "--set", "space.divisor=4", "--set", "latency.table=phone.csv"]
+    assert main(["inspect", NET, *options, "--budget", "macs<=900M, latency_ms<=70%", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["latency_ms"] > facts["smallest"]["latency_ms"] > 0
+    assert facts["budgets"][0]["slack"] == ["macs<=900M"]
+    assert main(["inspect", NET, *options, "--budget", "macs<=900M, latency_ms<=70%"]) == 0
+    shown = capsys.readouterr().out
+    assert "latency_ms: " in shown
+    assert "can be reached; macs<=900M is already met by the full net" in shown
+
+
+def test_inspect_refuses_a_runtime_that_is_not_installed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtimes, "find_spec", lambda package: None)
+    assert main(["inspect", NET, "--input", "1,1,16,16", "--set", "latency.runtime=openvino"]) == 2
+    assert "pip install 'autoslim[openvino]'" in capsys.readouterr().err
+
+
+def _results(*budgets: str) -> dict[str, Any]:
+    sizes = {"macs": 165_000_000, "params": 3_500_000, "memory": 10_000_000, "peak_memory": 21_000_000}
+    figures = {**sizes, "latency_ms": 123.45, "latency_predicted_ms": 120.01}
+    accuracy = {"supernet": 0.512, "found": 0.611, "retrained": 0.721, "uniform": 0.731}
+    subnets = [{"budget": budget, **figures, "accuracy": accuracy} for budget in budgets]
+    return {"model": "net", "full": {**figures, "accuracy": 0.812}, "subnets": subnets}
+
+
+@pytest.mark.parametrize("width", [60, 80, 110])
+def test_the_table_of_results_cuts_no_figure(width: int) -> None:
+    text = "macs<=50%, peak_memory<=50%, memory<=60%, latency_ms<=8"
+    output = io.StringIO()
+    print_results(_results(text, "25%"), Console(width=width, file=output))
+    for figure in ("51.2%", "61.1%", "72.1%", "73.1%", "81.2%", "165M", "3.5M", "10M", "21M", "123.45 ms", "(120.01)"):
+        assert figure in output.getvalue()
+    assert "…" not in output.getvalue()
+    assert "peak" in output.getvalue()
+    assert max(map(len, output.getvalue().splitlines())) <= 120
+    output = io.StringIO()
+    print_results(_results("latency_ms<=8, macs<=50%", "25%"), Console(width=width, file=output))
+    assert all(figure in output.getvalue() for figure in ("51.2%", "73.1%", "165M", "(100%)", "(120.01)"))
+    assert "…" not in output.getvalue()
+    assert "peak" not in output.getvalue()  # no budget is on it

@@ -27,6 +27,7 @@ from autoslim import (
 )
 from autoslim.errors import BudgetError, LatencyError
 from autoslim.latency import spread
+from autoslim.progress import Progress
 from autoslim.runtimes import OnnxNets, Prepared
 from autoslim.tables import LatencyRow, hot_operators, latency_operators
 
@@ -142,6 +143,7 @@ def test_csv_round_trip_and_what_a_phone_may_send(tmp_path: Path) -> None:
         ("", "must name the columns operator,widths,ms"),
         ("operator,widths\n", "must name the columns"),
         ("operator,widths,ms\n", "has no rows"),
+        ("operator,widths,ms\nconv,8 8,0\nconv,4 8,0.0\n", "all times are 0"),
         ("operator,widths,ms\nconv,8 8,fast\n", "line 2: expected operator,widths,ms"),
         ("# a\n\noperator,widths,ms\nconv,8 8,1\nconv,8x8,1\n", "line 5: expected"),
         ("operator,widths,ms\nconv,8 8\n", "line 2: expected"),
@@ -332,3 +334,32 @@ def test_onnxruntime_tells_the_time_of_operators_and_subnets_are_cut_in_onnx(tmp
     table = measure_latency_table(net, space, image, runtime="onnxruntime", nets=4, repeats=3, cache=tmp_path)
     assert "onnxruntime" in table.about["versions"]
     assert LatencyCost(space, table)(space.full()) > 0
+
+
+class _Said(Progress):
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.texts.append(text)
+
+
+def test_a_table_that_was_disturbed_says_so_whenever_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net, inputs = nets.build("residual")
+    space = trace(net, inputs)
+    monkeypatch.setattr(latency, "spread", lambda samples: 0.4 * sorted(samples)[len(samples) // 2])
+    first, again = _Said(), _Said()
+    table = measure_latency_table(net, space, inputs, nets=4, repeats=3, cache=tmp_path, progress=first)
+    assert table.about["scatter"].endswith("%")
+    measure_latency_table(net, space, inputs, nets=4, repeats=3, cache=tmp_path, progress=again)
+    for said in (first, again):
+        assert said.texts == [next(text for text in said.texts if "scatter by 40%" in text)]
+        assert "autoslim latency MODEL_OR_CONFIG --fresh" in said.texts[0]
+    monkeypatch.setattr(latency, "spread", lambda samples: 0.0)
+    calm = _Said()
+    measure_latency_table(net, space, inputs, nets=4, repeats=3, cache=tmp_path, fresh=True, progress=calm)
+    measure_latency_table(net, space, inputs, nets=4, repeats=3, cache=tmp_path, progress=calm)
+    latency.say_if_disturbed(LatencyTable(table.rows, {"scatter": "a word of theirs"}), calm)
+    assert calm.texts == []

@@ -21,7 +21,7 @@ import torch
 import yaml
 
 import autoslim
-from autoslim import LatencyTable, pipeline, slim
+from autoslim import LatencyTable, inspection, pipeline, slim
 from autoslim.cli import main
 from autoslim.files import append_record
 from autoslim.models import build_model
@@ -398,6 +398,17 @@ def test_any_budget_on_the_path_is_taken_without_another_search(
         taken = json.loads(capsys.readouterr().out)
         assert run("slim", root, "--budget", "70%") == 0  # once more
         assert "70%" in capsys.readouterr().out
+        assert run("slim", root, "--budget", "0.7x", "--budget", "macs < 70%") == 0  # the same in other words
+        assert capsys.readouterr().out.startswith("70%: ")
+        assert not (root / "subnets" / "0.7x").exists()
+        assert run("slim", root, "--budget", "memory<=70%, peak_memory<=90%") == 0
+        shown = capsys.readouterr().out
+        assert "elements of memory" in shown
+        assert "bytes of peak memory" in shown
+        shutil.rmtree(root / "subnets" / "memory-70%-peak_memory-90%")
+        few = 'slim.budgets=["50%", "params=30%"]'
+        again = ("--budget", "70%", "--budget", "macs<=60%, params<=80%")
+        assert run("slim", root, "--set", few, *again) == 0
         assert "the smallest net of this space" in fails(capsys, "slim", root, "--budget", "1%")
         assert "no metric 'latency'" in fails(capsys, "slim", root, "--budget", "latency=3")
         assert "limits 'macs' twice" in fails(capsys, "slim", root, "--budget", "macs<=3M, macs<=50%")
@@ -456,6 +467,10 @@ def test_a_latency_budget_is_measured_before_training_and_beside_the_result(
 ) -> None:
     monkeypatch.setenv("AUTOSLIM_CACHE", str(in_tmp / "cache"))
     few = ("--set", "latency.nets=4")
+    with monkeypatch.context() as patched:
+        patched.setattr(inspection, "measure_latency_table", None)  # calling it would be a TypeError
+        text = "slim.budgets=['latency_ms<=50%, params<=1%']"
+        assert "budget 'params<=1%'" in fails(capsys, "run", config, *few, "--set", text)
     assert "cannot be reached" in fails(capsys, "run", config, *few, "--set", "slim.budgets=[latency_ms<=0.0001]")
     assert not (in_tmp / "runs/small/supernet").exists()
     assert len(list((in_tmp / "cache").rglob("*.csv"))) == 1  # measured here; a table of other times from here on
@@ -554,7 +569,13 @@ def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         ("space.bins=paperr", "got 'paperr'"),
         ("slim.budgets=[50%, 3Q]", "no unit 'Q'"),
         ("slim.budgets=[latncy=3]", "no metric 'latncy'"),
-        ("latency.runtime=onxruntime", "latency.runtime"),
+        ("latency.runtime=onxruntime", "did you mean 'onnxruntime'"),
+        ("latency.table=nowhere.csv", "nowhere.csv cannot be read"),
+        (
+            "space.bins=12.5",
+            "space.bins must be a number of at least 1, 'size:16', or 'paper', got 12.5 (or 'measured')",
+        ),
+        ("slim.budgets=[50%, 0.5x]", "'0.5x' and '50%' are the same; keep one"),
         ("latency.table=nowhere.csv --set slim.budgets=[latency_ms<=50%]", "nowhere.csv cannot be read"),
         ("slim.budgets=[latency=8]", "did you mean 'latency_ms'"),
         ("slim.budgets=[latency_ms<=8s]", "latency_ms is in milliseconds"),

@@ -160,6 +160,19 @@ def test_results_table_holds_every_figure() -> None:
     assert row in text
 
 
+def test_peak_memory_has_a_column_if_a_budget_is_on_it() -> None:
+    run = record()
+    assert "Peak memory" not in text_of(run)
+    run["named_metrics"] = ["peak_memory"]
+    run["full"]["peak_memory"] = 2_000_000
+    for subnet in run["subnets"]:
+        subnet["peak_memory"] = 1_000_000
+    text = text_of(run)
+    assert "Memory elements Peak memory bytes Latency" in text
+    assert "Full net 3.43M 136k 198k 2M 0.878 ms" in text
+    assert "96.8k 49% 1M 50% 0.6 ms" in text
+
+
 def with_accuracies(*retrained: float | None, uniform: float | None = 0.7, test_images: int = 1000) -> dict[str, Any]:
     run = record(3, tuple(f"{10 * (9 - number)}%" for number in range(len(retrained))))
     for subnet, accuracy in zip(run["subnets"], retrained, strict=True):

@@ -284,10 +284,12 @@ def slim(
         return
     if launched().size > 1:
         raise ConfigError("slim --budget looks a net up on the path of a search; start it without torchrun")
+    from autoslim.cost import as_spelt
     from autoslim.path import take_from_path
     from autoslim.run import exclusive, keep_config, open_run
 
     root, wanted = _opened(config, asked, run_dir, device, threads)
+    budget = as_spelt(budget, wanted.slim.budgets)
     budgets = (*wanted.slim.budgets, *(text for text in budget if text not in wanted.slim.budgets))
     wanted = _checked(wanted, budgets, config)
     with exclusive(root):
@@ -360,10 +362,9 @@ def _stages(
         return
     from rich.console import Console
 
-    from autoslim.terminal import results_table
+    from autoslim.terminal import print_results
 
-    console = Console(width=None if sys.stdout.isatty() else 110)
-    console.print(results_table(results))
+    print_results(results, Console(width=None if sys.stdout.isatty() else 110))
     if opened.report.exists():
         print(f"report: {opened.report}")
     print(f"results: {opened.results}")
@@ -416,12 +417,13 @@ def _opened(
 
 def _inspected(target: str, set_: list[str], budgets: list[str]) -> Config:
     from autoslim.config import load_config, make_config, override
-    from autoslim.run import read_run
+    from autoslim.run import available_cpus, read_run
 
     if Path(target).is_dir():
         values = read_run(Path(target)).config.plain()
     elif _is_file(target):
         values = load_config(target).plain()
+        values["threads"] = values["threads"] or available_cpus()  # as a run measures
     else:
         values = {"model": target}
     for text in set_:

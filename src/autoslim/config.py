@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -9,8 +10,9 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
-from autoslim.cost import Budget
-from autoslim.errors import AutoSlimError, BudgetError, ConfigError, nearest
+from autoslim.batching import Fit, fit_batches
+from autoslim.cost import Budget, meaning_of
+from autoslim.errors import AutoSlimError, BudgetError, ConfigError, SpaceError, nearest
 from autoslim.recipe import RetrainRecipe, SupernetRecipe
 from autoslim.space import ChannelSpace, parse_bins
 
@@ -64,11 +66,14 @@ class SpaceConfig(_Strict):
     tie: tuple[tuple[str, ...], ...] = ()
     free: tuple[str, ...] = ()
 
-    @field_validator("bins")
+    @field_validator("bins", mode="before")
     @classmethod
-    def _bins(cls, bins: int | str) -> int | str:
-        if bins not in ("paper", "measured"):
-            parse_bins(bins)
+    def _bins(cls, bins: Any) -> Any:
+        try:
+            if bins not in ("paper", "measured"):
+                parse_bins(bins)
+        except SpaceError as error:
+            raise SpaceError(f"space.{error} (or 'measured')") from None
         return bins
 
     def choices(self, space: ChannelSpace) -> ChannelSpace:
@@ -116,6 +121,18 @@ class SlimConfig(_Strict):
             return self.rule
         return "score-per-cost" if any(len(Budget.parse_all(text)) > 1 for text in self.budgets) else "score"
 
+    def fit(self, space: ChannelSpace) -> Fit:
+        """The batches of a search, and what may be kept of a pass; `ConfigError` for too small a `memory_gb`."""
+        keep = 0 if self.judge == "exhaustive" else int(self.keep_gb * 1e9)
+        if self.memory_gb is None:
+            return Fit(self.batch_size, keep)
+        screened = self.screen is not None and self.judge != "exhaustive"
+        most = self.memory_gb * 1e9
+        try:
+            return fit_batches(space, most, batch_size=self.batch_size, keep_bytes=keep, screened=screened)
+        except ConfigError as error:
+            raise ConfigError(f"slim.memory_gb={self.memory_gb:g}: {error}") from None
+
     @model_validator(mode="after")
     def _screens_what_it_can(self) -> SlimConfig:
         if self.screen is not None and self.judge == "exhaustive":
@@ -131,8 +148,11 @@ class SlimConfig(_Strict):
         texts = tuple(str(budget) for budget in listed)
         for text in texts:
             Budget.parse_all(text)
-        if len(set(texts)) < len(texts):
-            raise BudgetError(f"budgets: {', '.join(texts)} names one twice")
+        first: dict[Any, str] = {}
+        for text in texts:
+            if (meaning := meaning_of(text)) in first:
+                raise BudgetError(f"budgets: {text!r} and {first[meaning]!r} are the same; keep one")
+            first[meaning] = text
         return texts
 
 
@@ -314,9 +334,12 @@ def _explain(error: ValidationError) -> str:
     # a union reports its members as the last part of the path; the key before it is what the user wrote
     shown = ".".join(part for part in path if not part.startswith(("constrained", "function-", "literal[", "bool")))
     given = repr(first["input"])
-    return (
-        f"{shown}: {first['msg'].removeprefix('Value error, ')}, got {given if len(given) < 80 else given[:77] + '...'}"
-    )
+    hint = ""
+    if first["type"] == "literal_error" and isinstance(first["input"], str):
+        near = nearest(first["input"], re.findall(r"'([^']*)'", first.get("ctx", {}).get("expected", "")))
+        hint = f"; {near}" if near.startswith("did you mean") else ""
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{shown}: {message}, got {given if len(given) < 80 else given[:77] + '...'}{hint}"
 
 
 def _keys_at(path: list[str]) -> list[str]:

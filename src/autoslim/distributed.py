@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from autoslim.errors import AutoSlimError, DataError, RunError
+from autoslim.errors import AutoSlimError, ConfigError, DataError, RunError
 from autoslim.launch import launched
 
 T = TypeVar("T")
@@ -84,6 +84,17 @@ def joined(device: str) -> Iterator[World]:
             raise SystemExit(2) from error
         raise type(error)(f"rank {launch.rank} of {launch.size}: {error}") from error
     dist.destroy_process_group()
+
+
+def usable_device(name: str) -> torch.device:
+    """The device of a name; `ConfigError` if nothing can be computed there."""
+    try:
+        device = torch.device(name)
+        float(torch.zeros(1, device=device))  # the meta device makes tensors, and has no numbers in them
+    except (RuntimeError, AssertionError) as error:
+        first = (str(error).splitlines() or [""])[0]
+        raise ConfigError(f"device {name!r} cannot be used: {first}; cpu always works") from error
+    return device
 
 
 def local_device(device: str) -> str:

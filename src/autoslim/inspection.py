@@ -12,15 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from autoslim.config import Config
-from autoslim.cost import LATENCY, Budget, Cost, costs_of, resolve_budget, slimmable_share
+from autoslim.cost import LATENCY, Budget, Cost, check_closed_forms, costs_of, resolve_budget, slimmable_share
 from autoslim.data import load_data
+from autoslim.distributed import usable_device
 from autoslim.errors import BudgetError
-from autoslim.latency import latencies, measure_latency_table, spread
+from autoslim.latency import latencies, measure_latency_table, say_if_disturbed, spread
 from autoslim.models import build_model
 from autoslim.progress import Progress
 from autoslim.records import read_widths
 from autoslim.run import read_run
-from autoslim.runtimes import torch_threads
+from autoslim.runtimes import find_runtime, torch_threads
 from autoslim.slicing import extract
 from autoslim.slim import uniform_like
 from autoslim.space import ChannelSpace, Widths
@@ -42,17 +43,28 @@ def inspect_model(
     """Groups, frozen layers, costs of the full and the smallest net, and whether each budget is within reach.
 
     The example input has `shape`, or that of the configured data (`from_data`), or is one 224-pixel colour image. For
-    budgets of `latency_ms` the network is measured.
+    budgets of `latency_ms` the network is measured. What a run refuses before training is refused here: a runtime that
+    is not installed, a device that is not there, too little memory for the search.
     """
+    find_runtime(config.latency.runtime)
+    device = usable_device(config.device)
     model, every, example = _traced(config, shape, from_data=from_data)
     budgets = config.slim.budgets if with_budgets else ()
-    space, latency = searched_space(config, model, every, example, budgets=budgets, progress=progress)
-    costs = costs_of(space)
-    full, smallest = (
-        {name: int(cost(widths)) for name, cost in costs.items()} for widths in (space.full(), space.smallest())
+    config.slim.fit(config.space.choices(every))
+    refused = _refused(budgets, config.space.choices(every))
+    space, latency = searched_space(
+        config,
+        model.to(device),
+        every,
+        example.to(device),
+        budgets=[text for text in budgets if text not in refused],
+        progress=progress,
     )
-    if latency is not None:
-        costs[LATENCY] = latency
+    costs: dict[str, Cost] = costs_of(space) | ({} if latency is None else {LATENCY: latency})
+    full, smallest = (
+        {name: round(cost(widths), 4) if name == LATENCY else int(cost(widths)) for name, cost in costs.items()}
+        for widths in (space.full(), space.smallest())
+    )
     return {
         "groups": [asdict(group) for group in space.groups.values()],
         "frozen": [asdict(note) for note in space.notes],
@@ -61,8 +73,19 @@ def inspect_model(
         **full,
         "smallest": smallest,
         "slimmable_macs": slimmable_share(space),
-        "budgets": [_verdict(text, space, costs) for text in budgets],
+        "budgets": [_verdict(text, space, costs, refused.get(text)) for text in budgets],
     }
+
+
+def _refused(budgets: Iterable[str], space: ChannelSpace) -> dict[str, str]:
+    """Why budgets cannot be met whatever the latency, by their text."""
+    reasons = {}
+    for text in budgets:
+        try:
+            check_closed_forms([text], space)
+        except BudgetError as error:
+            reasons[text] = str(error)
+    return reasons
 
 
 def _traced(
@@ -73,16 +96,28 @@ def _traced(
         shape = (1, *data.image_shape)
     model = build_model(config.model, config.model_args)
     example = torch.zeros(shape or _USUAL_SHAPE)
-    return model, trace(model, example, **config.space.wishes()), example
+    every = trace(model, example, **config.space.wishes())
+    if config.train.channels_last:  # as a run measures it
+        model = model.to(memory_format=torch.channels_last)
+    return model, every, example
 
 
-def _verdict(text: str, space: ChannelSpace, costs: Mapping[str, Cost]) -> dict[str, Any]:
-    metric = " and ".join(budget.metric for budget in Budget.parse_all(text))
+def _verdict(text: str, space: ChannelSpace, costs: Mapping[str, Cost], refused: str | None) -> dict[str, Any]:
+    parts = Budget.parse_all(text)
+    metric = " and ".join(budget.metric for budget in parts)
     try:
-        _, limit = resolve_budget(text, space, costs)
+        _, limit = resolve_budget(text, space, costs) if refused is None else (None, 0.0)
     except BudgetError as error:
-        return {"budget": text, "metric": metric, "reachable": False, "reason": str(error)}
-    return {"budget": text, "metric": metric, "reachable": True, "limit": limit}
+        refused = str(error)
+    if refused is not None:
+        return {"budget": text, "metric": metric, "reachable": False, "reason": refused}
+    full = space.full()
+    slack = [
+        part.text
+        for part in parts
+        if costs[part.metric](full) <= part.limit(costs[part.metric], space, may_be_slack=True)
+    ]
+    return {"budget": text, "metric": metric, "reachable": True, "limit": limit, "slack": slack}
 
 
 def needs_latency(budgets: Iterable[str]) -> bool:
@@ -101,13 +136,16 @@ def searched_space(
     kept: Path | None = None,
     fresh: bool = False,
 ) -> tuple[ChannelSpace, LatencyCost | None]:
-    """The space with the widths that may be chosen, and the cost for `latency_ms` if budgets or widths ask for it.
+    """The space with the widths that may be chosen, and the cost for `latency_ms` if anything asks for it.
 
-    The table is the one `kept` by a run, if it exists, that of the configuration, or one measured here.
+    The table is the one `kept` by a run, if it exists, that of the configuration, or, for budgets on latency and for
+    measured widths, one measured here. Budgets that no latency could save are refused before: `BudgetError`.
     """
-    space = config.space.choices(every)
+    space, budgets = config.space.choices(every), list(budgets)
+    check_closed_forms(budgets, space)
     is_kept = kept is not None and kept.exists()
-    if not (is_kept or config.space.bins == "measured" or needs_latency(budgets)):
+    is_given = is_kept or config.latency.table is not None
+    if not (is_given or config.space.bins == "measured" or needs_latency(budgets)):
         return space, None
     cost = _latency_cost(config, model, space, example, progress, kept=kept if is_kept else None, fresh=fresh)
     if config.space.bins == "measured":
@@ -128,7 +166,9 @@ def _latency_cost(
     latency = config.latency
     given = kept or (Path(latency.table) if latency.table is not None else None)
     if given is not None:
-        return LatencyCost(space, LatencyTable.load(given))
+        found = LatencyTable.load(given)
+        say_if_disturbed(found, progress)
+        return LatencyCost(space, found)
     table = measure_latency_table(
         model,
         space,
@@ -159,8 +199,10 @@ def latency_facts(
     The net has uniform widths, at `ratio` or for `budget`; of a run, it is the one found for the budget. The table is
     written to `csv`.
     """
+    find_runtime(config.latency.runtime)
+    device = usable_device(config.device)
     model, every, example = _traced(config, shape, from_data=from_data)
-    model, example = model.to(config.device), example.to(config.device)
+    model, example = model.to(device), example.to(device)
     space, cost = searched_space(
         config,
         model,

@@ -100,19 +100,26 @@ def measure_latency_table(
             path.unlink(missing_ok=True)
             log.unlink(missing_ok=True)
         if path.exists():
-            return LatencyTable.load(path)
+            table = LatencyTable.load(path)
+            say_if_disturbed(table, progress)
+            return table
         drawn = list(_nets(space, nets))
         measure = _measure(model, space, example_input, runtime, count, operators, repeats)
-        table = LatencyTable(tuple(_rows(operators, drawn, _rounds(drawn, measure, log, progress))), about)
+        records = _rounds(drawn, measure, log, progress)
+        scatter = statistics.median(record["spread"] / record["ms"] for record in records)
+        less_disturbed = [min(both, key=lambda record: float(record["ms"])) for both in _by_net(records)]
+        about |= {_SCATTER: f"{scatter:.1%}"}
+        table = LatencyTable(tuple(_rows(operators, drawn, less_disturbed)), about)
         table.save(path)
         log.unlink(missing_ok=True)
+    say_if_disturbed(table, progress)
     return table
 
 
 def _rounds(
     drawn: Sequence[Widths], measure: Callable[[Widths], dict[str, Any]], log: Path, progress: Progress
 ) -> list[dict[str, Any]]:
-    """Two rounds of measurements, as far as the log does not have them: for each net the less disturbed of the two."""
+    """Two rounds of measurements over all nets, as far as the log does not have them."""
     records = read_records(log)[: 2 * len(drawn)]
     with progress.bar("latency", 2 * len(drawn)) as advance:
         for index, widths in enumerate([*drawn, *drawn]):
@@ -120,14 +127,29 @@ def _rounds(
                 records.append(measure(widths))
                 append_record(log, records[-1])
                 advance(index + 1, f"measurement {index + 1} of {2 * len(drawn)}, {records[-1]['ms']:.2f} ms")
-    scatter = statistics.median(record["spread"] / record["ms"] for record in records)
-    if scatter > _BUSY:
-        progress.say(f"latency: repeats scatter by {scatter:.0%}; measure again while the machine does nothing else")
-    rounds = zip(records[: len(drawn)], records[len(drawn) :], strict=True)
-    return [min(both, key=lambda record: float(record["ms"])) for both in rounds]
+    return records
 
 
-_BUSY = 0.15  # interquartile range of whole passes, as a share of the median
+def _by_net(records: Sequence[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    half = len(records) // 2
+    return zip(records[:half], records[half:], strict=True)
+
+
+def say_if_disturbed(table: LatencyTable, progress: Progress | None) -> None:
+    """Warn of a table whose repeats scatter, when it is measured and whenever it is read."""
+    try:
+        scatter = float(table.about.get(_SCATTER, "0").rstrip("%")) / 100
+    except ValueError:  # a table from elsewhere may use the word for anything
+        return
+    if scatter > _BUSY and progress is not None:
+        progress.say(
+            f"latency: repeats of this table scatter by {scatter:.0%}; measure anew while the machine does nothing "
+            "else: autoslim latency MODEL_OR_CONFIG --fresh"
+        )
+
+
+_SCATTER = "scatter"  # what a table calls the interquartile range of whole passes, as a share of the median
+_BUSY = 0.15
 
 
 def cache_directory() -> Path:

@@ -15,13 +15,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autoslim.batching import Fit, fit_batches
+from autoslim.batching import Fit
 from autoslim.calibrate import recalibrate_batchnorm
 from autoslim.config import Config
-from autoslim.cost import LATENCY, Cost, JointCost, MacCost, costs_of, figures_of, resolve_budget, slimmable_share
+from autoslim.cost import (
+    LATENCY,
+    Cost,
+    JointCost,
+    MacCost,
+    costs_of,
+    figures_of,
+    named_metrics,
+    resolve_budget,
+    slimmable_share,
+)
 from autoslim.data import Batches, ImageData, ImageSet, StreamedSet, load_data, usual_workers, worker_ended
-from autoslim.distributed import agreed, local_device, wait_for_all, world
-from autoslim.errors import ConfigError, ExportError, RunError, TrainError
+from autoslim.distributed import agreed, local_device, usable_device, wait_for_all, world
+from autoslim.errors import ConfigError, ExportError, RunError, TrainError, counted
 from autoslim.export import export_onnx, has_onnx, load_subnet, load_tensors, save_subnet, save_tensors, verify_onnx
 from autoslim.files import append_record, write_json, write_whole
 from autoslim.inspection import searched_space
@@ -166,7 +176,7 @@ class Job:
 def prepare(run: Run, progress: Progress) -> Job:
     """Load data and network, trace it, and check everything that can be checked before hours of training."""
     config = run.config
-    device = _device(local_device(config.device))
+    device = usable_device(local_device(config.device))
     torch.set_num_threads(max(1, (config.threads or torch.get_num_threads()) // launched().local_size))
     if config.export.onnx is True and not has_onnx():
         raise ExportError("export.onnx needs onnx, onnxscript and onnxruntime: pip install 'autoslim[onnx]'")
@@ -221,20 +231,7 @@ def _fit(run: Run, space: ChannelSpace) -> Fit:
     if run.batches.exists():
         record = read_checked(run.batches, BATCHES)
         return Fit(record["batch_size"], record["keep_bytes"])
-    slim = run.config.slim
-    keep = 0 if slim.judge == "exhaustive" else int(slim.keep_gb * 1e9)
-    if slim.memory_gb is None:
-        return Fit(slim.batch_size, keep)
-    try:
-        return fit_batches(
-            space,
-            slim.memory_gb * 1e9,
-            batch_size=slim.batch_size,
-            keep_bytes=keep,
-            screened=slim.screen is not None and slim.judge != "exhaustive",
-        )
-    except ConfigError as error:
-        raise ConfigError(f"slim.memory_gb={slim.memory_gb:g}: {error}") from None
+    return run.config.slim.fit(space)
 
 
 def _budgets(config: Config, space: ChannelSpace, costs: Mapping[str, Cost]) -> list[Budgeted]:
@@ -291,16 +288,6 @@ def _keep_record(run: Run, data: ImageData) -> None:
             )
     elif not run.data.exists():
         write_json(run.data, record)
-
-
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        first = (str(error).splitlines() or [""])[0]
-        raise ConfigError(f"device {name!r} cannot be used: {first}; cpu always works") from error
-    return device
 
 
 def _check_output(config: Config, model: nn.Module, example: Tensor, data: ImageData) -> None:
@@ -434,7 +421,7 @@ def slim_stage(job: Job) -> None:
             continue
         widths = widths_within(job.space, steps, budget.cost, budget.limit)
         assert widths is not None, "the walk went on until every budget was met"
-        job.progress.say(f"search: {budget.text} is met after {_steps_to(steps, widths)} steps")
+        job.progress.say(f"search: {budget.text} is met after {counted(_steps_to(steps, widths), 'step')}")
         moves: list[dict[str, Any]] = []
         if job.config.slim.exchange:
             widths, moves = _exchanged(job, budget, judge, widths)
@@ -878,6 +865,7 @@ def _report_record(job: Job, results: Mapping[str, Any]) -> dict[str, Any]:
         },
         "config_yaml": config.to_yaml(),
         "metric": "macs",
+        "named_metrics": named_metrics(budget.text for budget in job.budgets),
         "full": results["full"],
         "slimmable_macs": slimmable_share(job.space),
         "groups": [asdict(group) for group in job.space.groups.values()],

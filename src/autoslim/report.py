@@ -137,6 +137,7 @@ def render_report(record: Record) -> str:
         "heads": "".join(f'<th scope="col">{head}</th>' for head in _heads(record).values()),
         "accuracies": len(_heads(record)),
         "results": _results_rows(record),
+        "peak": '<th scope="col">Peak memory<small>bytes</small></th>' if "peak_memory" in _columns(record) else "",
         "device": escape(_measured_on(record)),
         "channels": _channels_part(record, figures),
         "nets": _nets_part(record),
@@ -861,7 +862,8 @@ def _duration(seconds: float) -> str:
 def _results_rows(record: Record) -> str:
     full, best, heads = record["full"], _best(record), _heads(record)
     whole = [_percent(full.get("accuracy"), "unknown"), *["–"] * (len(heads) - 1)]
-    rows = [_results_row("Full net", full, full, whole)]
+    metrics = _columns(record)
+    rows = [_results_row("Full net", full, full, metrics, whole)]
     for subnet in record["subnets"]:
         accuracy, gain = subnet["accuracy"], _gain(subnet)
         uniform = _percent(accuracy.get("uniform"))
@@ -875,13 +877,21 @@ def _results_rows(record: Record) -> str:
         cells = {kind: _percent(accuracy.get(kind), "not measured") for kind in ("supernet", "found")}
         cells |= {"retrained": _percent(accuracy.get("retrained")), "uniform": uniform, "gain": change}
         shown = [cells[kind] for kind in heads]
-        rows.append(_results_row(escape(subnet["budget"]), subnet, full, shown, is_best=subnet is best))
+        rows.append(_results_row(escape(subnet["budget"]), subnet, full, metrics, shown, is_best=subnet is best))
     return "".join(rows)
 
 
-def _results_row(name: str, net: Record, full: Record, accuracies: Iterable[str], *, is_best: bool = False) -> str:
+def _columns(record: Record) -> list[str]:
+    """The metrics of the table of all figures: peak memory if a budget is on it."""
+    peak = ["peak_memory"] if "peak_memory" in record.get("named_metrics", ()) else []
+    return ["macs", "params", "memory", *peak, "latency_ms"]
+
+
+def _results_row(
+    name: str, net: Record, full: Record, metrics: Iterable[str], accuracies: Iterable[str], *, is_best: bool = False
+) -> str:
     costs = []
-    for metric in ("macs", "params", "memory", "latency_ms"):
+    for metric in metrics:
         value = net.get(metric)
         text = _milliseconds(value) if metric == "latency_ms" else _count(value)
         if metric == "latency_ms" and net.get("latency_predicted_ms") is not None:

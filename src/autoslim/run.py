@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 
 from autoslim._version import __version__
 from autoslim.config import Config, make_config, read_yaml
+from autoslim.cost import as_spelt
 from autoslim.errors import ConfigError, RunError, nearest
 from autoslim.files import append_record, keep_records, write_whole
 from autoslim.records import EPOCH, read_lines
@@ -168,7 +169,7 @@ def begin_run(run: Run, space_json: str) -> None:
 
 
 def _new_run(root: Path, config: Config) -> Run:
-    return Run(root, config.model_copy(update={"threads": config.threads or _available_cpus()}), provenance())
+    return Run(root, config.model_copy(update={"threads": config.threads or available_cpus()}), provenance())
 
 
 def keep_config(run: Run) -> None:
@@ -201,6 +202,8 @@ def chosen_budgets(root: Path, config: Config, asked: Sequence[str]) -> list[str
     if config.system == "i-net":
         known = [f"width {ratio:g}" for ratio in config.ratios]
     names = {_slug(text): text for text in known}
+    if config.system == "autoslim":
+        asked = [text if _slug(text) in names else as_spelt([text], known)[0] for text in asked]
     for text in asked:
         if _slug(text) not in names:
             raise ConfigError(
@@ -268,7 +271,8 @@ def _owner(note: Path) -> str:
         return ""
 
 
-def _available_cpus() -> int:
+def available_cpus() -> int:
+    """The CPUs this process may use: threads of a run that says nothing of them."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -308,6 +312,6 @@ def provenance() -> dict[str, Any]:
         "version": __version__,
         "commit": commit,
         "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-        "machine": f"{platform.system()} {platform.machine()}, {_available_cpus()} CPUs, "
+        "machine": f"{platform.system()} {platform.machine()}, {available_cpus()} CPUs, "
         f"Python {platform.python_version()}, torch {metadata.version('torch')}",
     }

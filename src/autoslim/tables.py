@@ -123,6 +123,8 @@ class LatencyTable:
             )
         if not rows:
             raise LatencyError(f"{where} has no rows")
+        if not any(row.ms > 0 for row in rows):
+            raise LatencyError(f"{where}: all times are 0; give the milliseconds that each operator takes")
         return cls(tuple(rows), about)
 
     def save(self, path: Path) -> None:

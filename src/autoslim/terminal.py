@@ -12,7 +12,8 @@ from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as RichProgress
 from rich.table import Table
 
-from autoslim.cost import readable
+from autoslim.cost import LATENCY, named_metrics, readable
+from autoslim.errors import counted
 from autoslim.progress import Advance, Progress
 from autoslim.published import PublishedNet
 from autoslim.run import Run
@@ -73,29 +74,55 @@ class TerminalProgress(Progress):
         yield advance
 
 
-def results_table(results: Mapping[str, Any]) -> Table:
-    """The results of a run, one line per budget, the full net first."""
-    table = Table(title=f"{results['model']}: accuracy on test images")
-    for name in ("net", "MACs", "params", "latency"):
-        table.add_column(name, justify="left" if name == "net" else "right", no_wrap=True)
-    for name in ("supernet\nwidest", "found", "retrained", "uniform,\nequal MACs"):
-        table.add_column(name, justify="right")
-    full = results["full"]
-    table.add_row("full", *_sizes(full, full), _percent(full.get("accuracy")), "", "", "")
-    for subnet in results["subnets"]:
-        accuracies = [_percent(subnet["accuracy"][kind]) for kind in ("supernet", "found", "retrained", "uniform")]
-        table.add_row(subnet["budget"], *_sizes(subnet, full), *accuracies)
+def print_results(results: Mapping[str, Any], console: Console) -> None:
+    """Print the results of a run so that no figure is cut: in narrow columns, or in lines that the terminal breaks."""
+    for is_narrow in (False, True):
+        table = results_table(results, is_narrow=is_narrow)
+        least = Console(width=1000).measure(table).minimum
+        if least <= console.width:
+            break
+    (console if least <= console.width else Console(width=least, file=console.file)).print(table)
+
+
+def results_table(results: Mapping[str, Any], *, is_narrow: bool = False) -> Table:
+    """The results of a run, one line per budget, the full net first; `memory` and the like if a budget is on them."""
+    full, subnets = results["full"], results["subnets"]
+    more = [metric for metric in named_metrics(net["budget"] for net in subnets) if metric in _MORE]
+    is_predicted = any("latency_predicted_ms" in net for net in (full, *subnets))
+    table = Table(title=f"{results['model']}: accuracy on test images", padding=(0, 0 if is_narrow else 1))
+    table.add_column("net", overflow="fold", min_width=_NAME_WIDTH)  # the only one that gives way
+    uniform = "uniform,\nequal MACs".replace(" ", "\n" if is_narrow else " ")
+    latency = "latency\n(predicted)" if is_predicted else "latency"
+    costs = ("MACs", "params", *(_MORE[metric] for metric in more), latency)
+    for name in (*costs, "supernet\nwidest", "found", "retrained", uniform):
+        table.add_column(name, justify="right", no_wrap=True)
+    break_ = "\n" if more or is_narrow else " "
+    table.add_row("full", *_sizes(full, full, more, break_), _percent(full.get("accuracy")), "", "", "")
+    for net in subnets:
+        accuracies = [_percent(net["accuracy"][kind]) for kind in ("supernet", "found", "retrained", "uniform")]
+        table.add_row(net["budget"].replace(", ", ",\n"), *_sizes(net, full, more, break_), *accuracies)
     return table
+
+
+_MORE = {"memory": "memory", "peak_memory": "peak\nmemory"}  # metrics with a column if a budget is on them
+_NAME_WIDTH = 10
 
 
 def taken_lines(nets: Sequence[Mapping[str, Any]], run: Run) -> Iterator[str]:
     """The nets taken from the path of a search, one line each."""
     for net in nets:
-        where = f"{net['steps']} steps along the search" if "steps" in net else "found before"
+        where = f"{counted(net['steps'], 'step')} along the search" if "steps" in net else "found before"
         held_out = net["accuracy"].get("held_out")
         accuracy = "" if held_out is None else f", {held_out:.1%} on held-out images"
-        figures = f"{readable(net['macs'])} MACs, {readable(net['params'])} params"
-        yield f"{net['budget']}: {figures}{accuracy}; {where}; {run.subnet(net['budget'])}"
+        figures = [f"{readable(net['macs'])} MACs", f"{readable(net['params'])} params"]
+        named = named_metrics([net["budget"]])
+        figures += [f"{readable(net[name])} {said}" for name, said in _TAKEN.items() if name in named and name in net]
+        if LATENCY in named and "latency_predicted_ms" in net:
+            figures.append(f"{net['latency_predicted_ms']:.2f} ms predicted")
+        yield f"{net['budget']}: {', '.join(figures)}{accuracy}; {where}; {run.subnet(net['budget'])}"
+
+
+_TAKEN = {"memory": "elements of memory", "peak_memory": "bytes of peak memory"}
 
 
 def published_table(nets: Sequence[PublishedNet]) -> Table:
@@ -138,6 +165,8 @@ def inspect_report(facts: Mapping[str, Any], console: Console) -> None:
     console.print(f"{facts['slimmable_macs']:.1%} of the MACs are in layers whose output channels can be cut")
     for budget in facts["budgets"]:
         verdict = "can be reached" if budget["reachable"] else budget["reason"]
+        for limit in budget.get("slack", ()):
+            verdict += f"; {limit} is already met by the full net"
         console.print(f"budget {budget['budget']}: {verdict}", markup=False, soft_wrap=True)
 
 
@@ -180,14 +209,16 @@ def _frozen_table(notes: Sequence[Mapping[str, str]]) -> Table:
     return table
 
 
-def _sizes(net: Mapping[str, Any], full: Mapping[str, Any]) -> tuple[str, str, str]:
+def _sizes(net: Mapping[str, Any], full: Mapping[str, Any], more: Sequence[str], break_: str) -> list[str]:
+    """What a net costs, each with its share of the full net after `break_`; latency with the prediction below it."""
+    shown = []
+    for metric in ("macs", "params", *more):
+        value, whole = net.get(metric), full.get(metric)
+        share = f"{break_}({value / whole:.0%})" if value is not None and whole else ""
+        shown.append("-" if value is None else f"{readable(value)}{share}")
     latency, predicted = net.get("latency_ms"), net.get("latency_predicted_ms")
-    beside = "" if predicted is None else f" ({predicted:.2f} predicted)"
-    return (
-        f"{readable(net['macs'])} ({net['macs'] / full['macs']:.0%})",
-        f"{readable(net['params'])} ({net['params'] / full['params']:.0%})",
-        f"-{beside}" if latency is None else f"{latency:.2f} ms{beside}",
-    )
+    beside = "" if predicted is None else f"\n({predicted:.2f})"
+    return [*shown, f"-{beside}" if latency is None else f"{latency:.2f} ms{beside}"]
 
 
 def _percent(share: float | None) -> str:
