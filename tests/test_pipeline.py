@@ -23,6 +23,7 @@ import yaml
 import autoslim
 from autoslim import LatencyTable, pipeline, slim
 from autoslim.cli import main
+from autoslim.errors import SpaceError
 from autoslim.files import append_record
 from autoslim.models import build_model
 from autoslim.space import ChannelSpace, Widths
@@ -142,6 +143,22 @@ def test_each_system_of_the_papers_runs_by_its_name(
         net = autoslim.load_subnet(root / "supernet")
         assert isinstance(net, autoslim.SwitchableNet)
         assert net.is_private == (system == "s-net")
+        images = torch.randn(3, 1, 12, 12)
+        for ratio in (1.0, 0.5, 0.25):
+            assert net.switch(ratio).current == f"width {ratio:g}"
+            plain = autoslim.load_subnet(root / "subnets" / f"width-{ratio:g}")
+            assert torch.allclose(net(images), plain(images), atol=1e-5)
+        with pytest.raises(SpaceError, match="no switch '0.75'"):
+            net.switch(0.75)
+
+
+def test_each_switch_of_an_s_net_becomes_an_onnx_file(config: Path, in_tmp: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    assert run("run", config, "--system", "s-net", *RATIOS, "--set", "export.onnx=true", "--set", "train.epochs=1") == 0
+    root = in_tmp / "runs" / "small"
+    files = [root / "subnets" / f"width-{ratio}" / "model.onnx" for ratio in ("0.25", "0.5", "1")]
+    sizes = [file.stat().st_size for file in files]
+    assert sizes == sorted(set(sizes))
 
 
 def test_a_net_at_a_ratio_is_what_the_system_makes_it(config: Path, in_tmp: Path) -> None:

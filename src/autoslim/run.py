@@ -23,6 +23,7 @@ from autoslim.config import Config, make_config, read_yaml
 from autoslim.errors import ConfigError, RunError, nearest
 from autoslim.files import append_record, keep_records, write_whole
 from autoslim.records import EPOCH, read_lines
+from autoslim.space import name_of_ratio
 
 # the path of the search is kept for other budgets; the others change nothing that has been computed
 _MAY_CHANGE = {
@@ -199,7 +200,7 @@ def chosen_budgets(root: Path, config: Config, asked: Sequence[str]) -> list[str
         raise ConfigError(f"retrain --budget: with {how} the nets are trained together, not one by one")
     known = list(config.slim.budgets)
     if config.system == "i-net":
-        known = [f"width {ratio:g}" for ratio in config.ratios]
+        known = [name_of_ratio(ratio) for ratio in config.ratios]
     names = {_slug(text): text for text in known}
     for text in asked:
         if _slug(text) not in names:

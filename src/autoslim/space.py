@@ -569,6 +569,11 @@ def _short(choices: tuple[int, ...]) -> str:
     return f"{', '.join(map(str, choices[:4]))}, ..., {choices[-1]} ({len(choices)} in all)"
 
 
+def name_of_ratio(ratio: float | str) -> str:
+    """What a run calls the net at a width ratio: its switch, and, with a hyphen, its directory."""
+    return f"width {ratio if isinstance(ratio, str) else f'{ratio:g}'}"
+
+
 def parse_bins(bins: int | str) -> tuple[int, int | None]:
     """How many bins a group is to have, and how many channels a bin, if that was asked for; `SpaceError` otherwise."""
     kind, _, number = str(bins).rpartition(":")

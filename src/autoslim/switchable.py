@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from autoslim.errors import SpaceError, nearest
 from autoslim.losses import Backward, Loss, plain_backward
 from autoslim.slicing import check_model, cut, extract, put_back, run_subnet
-from autoslim.space import ChannelSpace, Widths
+from autoslim.space import ChannelSpace, Widths, name_of_ratio
 from autoslim.supernet import backward_in_turn
 from autoslim.tracing import split_input
 
@@ -24,8 +24,9 @@ class SwitchableNet(nn.Module):
     """An S-Net: all weights shared, a private copy of every BatchNorm layer for each switch (S-Net, section 3.3).
 
     `switches` are width ratios, or widths by name (to train the nets that a search found together). The first is used
-    until `switch(name)` chooses another; `net(x, "0.5")` runs one without choosing it. A private layer holds the
-    channels of its switch only: weight, bias and running statistics alike.
+    until `switch(name)` chooses another; `net(x, "0.5")` runs one without choosing it. A number finds the switch of
+    that ratio: 0.5 is "0.5", or "width 0.5" as a run names it. A private layer holds the channels of its switch only:
+    weight, bias and running statistics alike.
 
     With `private=False` the switches share the model's own BatchNorm layers, running statistics too: the ablation of
     the paper, whose nets train well and fail in evaluation. Layers that are no BatchNorm are always shared.
@@ -105,10 +106,12 @@ class SwitchableNet(nn.Module):
         return net
 
     def _name(self, which: float | str) -> str:
+        """The switch of a name or of a ratio, which a run calls "width 0.5"."""
         name = which if isinstance(which, str) else f"{which:g}"
-        if name not in self.switches:
-            raise SpaceError(f"no switch {name!r}; {nearest(name, self.switches)}")
-        return name
+        for each in (name, name_of_ratio(name)):
+            if each in self.switches:
+                return each
+        raise SpaceError(f"no switch {name!r}; {nearest(name, self.switches)}")
 
 
 def switch_backward(

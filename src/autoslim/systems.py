@@ -10,7 +10,7 @@ from torch import nn
 from autoslim.calibrate import recalibrate_batchnorm
 from autoslim.config import Config
 from autoslim.slicing import extract
-from autoslim.space import ChannelSpace, Widths
+from autoslim.space import ChannelSpace, Widths, name_of_ratio
 from autoslim.supernet import Supernet
 from autoslim.switchable import SwitchableNet
 from autoslim.train import Step, sandwich_step, switch_step
@@ -48,4 +48,4 @@ def net_at(net: Net, name: str, widths: Widths, batches: Iterable[Any]) -> nn.Mo
 
 def widths_of_ratios(space: ChannelSpace, ratios: Iterable[float]) -> Mapping[str, Widths]:
     """Uniform widths by the name of their ratio, the widest first."""
-    return {f"width {ratio:g}": space.uniform(ratio) for ratio in sorted(ratios, reverse=True)}
+    return {name_of_ratio(ratio): space.uniform(ratio) for ratio in sorted(ratios, reverse=True)}
