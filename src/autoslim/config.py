@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from autoslim.cost import Budget
 from autoslim.errors import AutoSlimError, BudgetError, ConfigError, nearest
 from autoslim.recipe import RetrainRecipe, SupernetRecipe
-from autoslim.space import ChannelSpace, parse_bins
+from autoslim.space import ChannelSpace, name_of_ratio, parse_bins
 
 
 class _Strict(BaseModel):
@@ -201,7 +201,7 @@ class Config(_Strict):
     @field_validator("ratios")
     @classmethod
     def _distinct(cls, ratios: tuple[float, ...]) -> tuple[float, ...]:
-        if len(set(ratios)) < len(ratios):
+        if len({name_of_ratio(ratio) for ratio in ratios}) < len(ratios):
             raise ConfigError(f"ratios: {', '.join(f'{ratio:g}' for ratio in ratios)} names one twice")
         return ratios
 
