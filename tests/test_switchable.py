@@ -11,7 +11,17 @@ import torch
 from torch import Tensor, nn
 
 import nets
-from autoslim import SwitchableNet, export_onnx, extract, load_subnet, save_subnet, switch_backward, trace, zoo
+from autoslim import (
+    SwitchableNet,
+    export_onnx,
+    extract,
+    load_subnet,
+    recalibrate_batchnorm,
+    save_subnet,
+    switch_backward,
+    trace,
+    zoo,
+)
 from autoslim.errors import SpaceError
 from autoslim.export import verify_onnx
 
@@ -127,6 +137,34 @@ def test_shared_batchnorm_keeps_the_statistics_of_all_switches_in_one_place() ->
     assert not torch.equal(layer.running_mean[:width], middle[:width])  # the first channels serve both
     switchable.eval()
     assert torch.allclose(switchable(images, 0.25), switchable.subnet(0.25).eval()(images), atol=1e-10)
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("ratio", SWITCHES)
+def test_calibration_is_that_of_the_plain_net_and_leaves_other_switches_bit_identical(name: str, ratio: float) -> None:
+    switchable, images, targets = s_net(name)
+    train(switchable, images, targets, steps=1)
+    batches = [images[:9] + 0.3, images[9:]]
+    expected = switchable.subnet(ratio)
+    recalibrate_batchnorm(expected, batches)
+    before = {key: tensor.clone() for key, tensor in switchable.state_dict().items()}
+    recalibrate_batchnorm(switchable.switch(ratio), batches)
+    assert switchable.training
+    own = {id(tensor) for tensor in switchable.private_tensors(ratio).values()}
+    changed = {key for key, t in switchable.state_dict(keep_vars=True).items() if not torch.equal(t, before[key])}
+    assert changed
+    for key, tensor in switchable.state_dict(keep_vars=True).items():
+        assert key not in changed or id(tensor) in own, key
+    for key, tensor in switchable.subnet(ratio).state_dict().items():
+        assert torch.equal(tensor, expected.state_dict()[key]), key
+
+
+def test_shared_batchnorm_is_not_calibrated_for_one_switch() -> None:
+    switchable, images, _ = s_net("residual", private=False)
+    before = {key: tensor.clone() for key, tensor in switchable.state_dict().items()}
+    with pytest.raises(SpaceError, match=r"recalibrate_batchnorm\(net\.subnet\('0\.5'\), batches\)"):
+        recalibrate_batchnorm(switchable.switch(0.5), [images])
+    assert all(torch.equal(tensor, before[key]) for key, tensor in switchable.state_dict().items())
 
 
 def test_switches_may_be_the_widths_that_a_search_found() -> None:
