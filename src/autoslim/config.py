@@ -53,8 +53,9 @@ class DataConfig(_Strict):
 class SpaceConfig(_Strict):
     """Which widths may be chosen, which layers (globs) are left alone, and what tracing cannot see (see `trace`).
 
-    `bins`: how many, or "size:16" for bins of 16 channels, "paper", or "measured" for the multiples of `divisor` at
-    which the measured latency steps down.
+    `bins`: how many, or "size:16" for bins of 16 channels, "paper", "paper-from-zero", "multiples" (the default of the
+    systems of uniform widths; see `ChannelSpace.with_choices`), or "measured" for the multiples of `divisor` at which
+    the measured latency steps down.
     """
 
     bins: int | str = 12
@@ -67,7 +68,7 @@ class SpaceConfig(_Strict):
     @field_validator("bins")
     @classmethod
     def _bins(cls, bins: int | str) -> int | str:
-        if bins not in ("paper", "measured"):
+        if bins != "measured":
             parse_bins(bins)
         return bins
 
@@ -155,6 +156,7 @@ class ExportConfig(_Strict):
     report: bool | Literal["auto"] = "auto"
 
 
+_UNIFORM = ("us-net", "s-net", "shared-bn", "i-net")
 _WEIGHTS: Mapping[str | bool, str | None] = {True: "default", False: None}  # as timm says it
 
 
@@ -197,6 +199,15 @@ class Config(_Strict):
                 if isinstance(given := values.get(section, {}), Mapping):
                     values[section] = {key: default, **given}
         return values
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_uniform_widths(cls, values: Any) -> Any:
+        """Bins are steps of a search; uniform widths may be any, as the papers' are. A value, for config.yaml too."""
+        if not isinstance(values, Mapping) or values.get("system") not in _UNIFORM:
+            return values
+        space = values.get("space", {})
+        return {**values, "space": {"bins": "multiples", **space}} if isinstance(space, Mapping) else values
 
     @field_validator("ratios")
     @classmethod

@@ -9,12 +9,7 @@ from numbers import Integral
 from torch import Tensor, nn
 
 from autoslim.errors import ConfigError
-
-
-def make_divisible(channels: float, divisor: int = 8) -> int:
-    """The nearest multiple of `divisor`, but never less than 90 % of `channels` (MobileNet v2)."""
-    rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)
-    return rounded + divisor if rounded < 0.9 * channels else rounded
+from autoslim.space import make_divisible
 
 
 def scaled(channels: Sequence[int], width: float) -> list[int]:

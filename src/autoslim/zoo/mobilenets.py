@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from autoslim.errors import ConfigError
-from autoslim.zoo.layers import Classifier, checked, conv_bn, make_divisible, relu6, scaled
+from autoslim.space import make_divisible
+from autoslim.zoo.layers import Classifier, checked, conv_bn, relu6, scaled
 
 
 def mobilenet_v1(
