@@ -202,6 +202,15 @@ class Config(_Strict):
 
     @model_validator(mode="before")
     @classmethod
+    def _defaults_of_alpha_divergence(cls, values: Any) -> Any:
+        """Its gradients are to be clipped by value, as its authors do; a value, so that config.yaml states it."""
+        train = values.get("train") if isinstance(values, Mapping) else None
+        if not isinstance(train, Mapping) or train.get("distill") != "alpha":
+            return values
+        return {**values, "train": {"clip_value": 1.0, **train}}
+
+    @model_validator(mode="before")
+    @classmethod
     def _defaults_of_uniform_widths(cls, values: Any) -> Any:
         """Bins are steps of a search; uniform widths may be any, as the papers' are. A value, for config.yaml too."""
         if not isinstance(values, Mapping) or values.get("system") not in _UNIFORM:
