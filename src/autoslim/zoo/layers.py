@@ -55,6 +55,12 @@ def conv_bn(
     return nn.Sequential(*layers, *([activation()] if activation else []))
 
 
+def separable(incoming: int, outgoing: int, kernel: int, stride: int, *, last_activation: bool) -> nn.Sequential:
+    """A depthwise convolution and a 1x1 convolution, each with its BatchNorm; an activation after the first."""
+    depthwise = conv_bn(incoming, incoming, kernel, stride, groups=incoming, activation=relu6)
+    return nn.Sequential(depthwise, conv_bn(incoming, outgoing, activation=relu6 if last_activation else None))
+
+
 def relu6() -> nn.Module:
     """The activation of the mobile networks."""
     return nn.ReLU6(inplace=True)
@@ -75,6 +81,27 @@ def initialise(model: nn.Module) -> None:
             nn.init.normal_(module.weight, 0.0, 0.01)
         if isinstance(module, (nn.Conv2d, nn.Linear)) and module.bias is not None:
             nn.init.zeros_(module.bias)
+
+
+class Residual(nn.Module):
+    """relu(main(x) + shortcut(x)); the shortcut is a 1x1 projection where the shape changes."""
+
+    def __init__(self, main: nn.Sequential, incoming: int, outgoing: int, stride: int) -> None:
+        super().__init__()
+        self.main = main
+        same = stride == 1 and incoming == outgoing
+        self.shortcut = nn.Identity() if same else conv_bn(incoming, outgoing, 1, stride)
+        self.activation = relu()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, C', H / stride, W / stride)."""
+        return self.activation(self.main(x) + self.shortcut(x))  # type: ignore[no-any-return]
+
+
+def shuffle(x: Tensor, groups: int) -> Tensor:
+    """Interleave the channels of `groups` equal parts of (N, C, H, W)."""
+    batch, channels, height, width = x.shape
+    return x.view(batch, groups, channels // groups, height, width).transpose(1, 2).reshape(x.shape)
 
 
 class Classifier(nn.Module):
