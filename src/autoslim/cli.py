@@ -202,7 +202,7 @@ def published(as_json: _Json = False) -> None:
     """The nets the authors published: what they cost, and the accuracy they claim. Each can be built by its name."""
     from dataclasses import asdict
 
-    from autoslim.published import published_nets
+    from autoslim.published import WITHOUT_LISTS, published_nets
 
     if as_json:
         print(json.dumps([asdict(net) for net in published_nets()]))
@@ -212,6 +212,8 @@ def published(as_json: _Json = False) -> None:
     from autoslim.terminal import published_table
 
     Console(soft_wrap=False).print(published_table(published_nets()))
+    others = ", ".join(f"{name} ({top1:.1%})" for name, top1 in WITHOUT_LISTS.items())
+    print(f"of the 13 nets of the paper these are missing, for their channel lists are not here: {others}")
     print("a name builds the net: autoslim inspect autoslim:published/mobilenet_v2-207m")
 
 
