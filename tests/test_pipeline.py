@@ -310,6 +310,7 @@ def test_exchanges_made_before_a_kill_are_not_searched_again(
         (["--system", "us-net", "--set", "ratios=[1.0, 0.1]"], "space.min_ratio"),
         (["--system", "us-net", "--set", "ratios=[1.0, 1.5]"], "ratios"),
         (["--system", "us-net", "--set", "ratios=[1.0, 1.0]"], "twice"),
+        (["--system", "s-net", "--set", "ratios=[0.51, 0.5]"], "switch 0.5 is the same widths as 0.51"),
     ],
 )
 def test_systems_that_cannot_be_are_refused_before_anything_runs(

@@ -213,8 +213,10 @@ def test_a_block_adds_its_input_only_where_the_shape_stays() -> None:
 
 def test_a_channel_list_sets_the_number_of_classes() -> None:
     channels = [8] * 14 + [7]
-    for net in (zoo.mobilenet_v1(channels=channels), zoo.mobilenet_v1(channels=np.array(channels), num_classes=7)):
-        assert net.classifier.out_features == 7
+    for same in (channels, np.array(channels), torch.tensor(channels), [torch.tensor(each) for each in channels]):
+        for net in (zoo.mobilenet_v1(channels=same), zoo.mobilenet_v1(channels=same, num_classes=7)):
+            assert net.classifier.out_features == 7
+            assert type(net.features[0][0].out_channels) is int
     with pytest.raises(ConfigError, match="channels ends with 7 classes and num_classes is 10; end the list with 10"):
         zoo.mobilenet_v1(channels=channels, num_classes=10)
 
@@ -235,6 +237,36 @@ def test_a_channel_list_sets_the_number_of_classes() -> None:
 def test_a_wrong_channel_list_is_explained(build: Callable[..., nn.Module], channels: list[int], expected: str) -> None:
     with pytest.raises(ConfigError, match=expected) as caught:
         build(channels=channels)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("build", "options", "expected"),
+    [
+        (build, options, expected)
+        for build in (zoo.mobilenet_v1, zoo.mobilenet_v2, zoo.mnasnet, zoo.resnet50, zoo.shufflenet_v1, zoo.resnet20)
+        for options, expected in (
+            ({"width": "1.0"}, "width must be a number above 0, got '1.0'"),
+            ({"width": None}, "width must be a number above 0, got None"),
+            ({"width": True}, "width must be a number above 0, got True"),
+            ({"width": [32, 64]}, r"got \[32, 64\] \(a list of channels goes to channels=\)"),
+            ({"num_classes": 0}, "num_classes must be a whole number of at least 1, got 0"),
+            ({"num_classes": 2.5}, "num_classes must be a whole number of at least 1, got 2.5"),
+            ({"in_channels": 0}, "in_channels must be a whole number of at least 1, got 0"),
+        )
+    ]
+    + [
+        (zoo.shufflenet_v2, {"width": [1]}, "width must be a number above 0"),
+        (zoo.shufflenet_v1, {"groups": 0}, "groups must be a whole number of at least 1, got 0"),
+        (zoo.mobilenet_v1, {"stem_stride": 0}, "stem_stride must be a whole number"),
+        (zoo.mobilenet_v1, {"channels": 5}, r"channels must be a list, \[conv0, pw1..pw13, num_classes\]; got 5"),
+        (zoo.mobilenet_v2, {"channels": "8"}, "channels must be a list"),
+        (zoo.resnet50, {"channels": [8] * 54, "width": 0.5}, "width=0.5 beside it must be left out"),
+    ],
+)
+def test_a_wrong_option_is_one_line(build: Callable[..., nn.Module], options: dict, expected: str) -> None:
+    with pytest.raises(ConfigError, match=expected) as caught:
+        build(**options)
     assert "\n" not in str(caught.value)
 
 

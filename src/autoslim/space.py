@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from itertools import chain
+from numbers import Real
 from typing import Any
 
 from autoslim.errors import SpaceError, nearest
@@ -329,8 +330,8 @@ class ChannelSpace:
 
         Where that is less than `never_below` of it, at the next wider one (`make_divisible`).
         """
-        if not 0 < ratio <= 1:
-            raise SpaceError(f"a width ratio must lie in (0, 1], got {ratio}")
+        if not isinstance(ratio, Real) or not 0 < ratio <= 1:
+            raise SpaceError(f"a width ratio must lie in (0, 1], got {ratio!r}")
 
         def width(group: ChannelGroup) -> int:
             wanted = ratio * group.size

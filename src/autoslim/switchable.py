@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+from itertools import pairwise
+from numbers import Real
 from typing import Any
 
 import torch
@@ -107,7 +109,9 @@ class SwitchableNet(nn.Module):
 
     def _name(self, which: float | str) -> str:
         """The switch of a name or of a ratio, which a run calls "width 0.5"."""
-        name = which if isinstance(which, str) else f"{which:g}"
+        if not isinstance(which, (str, Real)):
+            raise SpaceError(f"a switch is a ratio or a name, got {which!r}; {nearest('', self.switches)}")
+        name = which if isinstance(which, str) else f"{float(which):g}"
         for each in (name, name_of_ratio(name)):
             if each in self.switches:
                 return each
@@ -134,14 +138,28 @@ def switch_backward(
 
 def _named(space: ChannelSpace, switches: Switches) -> dict[str, Widths]:
     if isinstance(switches, Mapping):
-        named = dict(switches)
+        named = {str(name): widths for name, widths in switches.items()}
+    elif isinstance(switches, str) or not isinstance(switches, Iterable):
+        raise SpaceError(f"switches are width ratios, such as [1.0, 0.5], or widths by name, got {switches!r}")
     else:
-        named = {f"{ratio:g}": space.uniform(ratio) for ratio in sorted(switches, reverse=True)}
+        named = named_ratios(space, list(switches))
     if not named:
         raise SpaceError("an S-Net needs at least one switch, such as 1.0")
-    for widths in named.values():
+    for name, widths in named.items():
+        if not isinstance(widths, Mapping):
+            raise SpaceError(f"switch {name!r} needs widths, such as space.uniform(0.5), got {widths!r}")
         space.check(widths)
     return named
+
+
+def named_ratios(space: ChannelSpace, ratios: Sequence[float], name: str = "{:g}") -> dict[str, Widths]:
+    """Uniform widths by name, the widest first; `SpaceError` where two would be the same net."""
+    pairs = sorted(((ratio, space.uniform(ratio)) for ratio in ratios), key=lambda pair: -pair[0])
+    for (wide, widths), (narrow, others) in pairwise(pairs):
+        if widths == others:
+            also = "given twice" if wide == narrow else f"the same widths as {wide:g} in this space, which rounds them"
+            raise SpaceError(f"switch {narrow:g} is {also}; leave one out, or choose finer space.bins and divisor")
+    return {name.format(ratio): widths for ratio, widths in pairs}
 
 
 def _nested(layers: Mapping[str, nn.Module]) -> nn.Module:

@@ -12,7 +12,7 @@ from autoslim.config import Config
 from autoslim.slicing import extract
 from autoslim.space import ChannelSpace, Widths, name_of_ratio
 from autoslim.supernet import Supernet
-from autoslim.switchable import SwitchableNet
+from autoslim.switchable import SwitchableNet, named_ratios
 from autoslim.train import Step, sandwich_step, switch_step
 
 Net = Supernet | SwitchableNet
@@ -21,7 +21,7 @@ Net = Supernet | SwitchableNet
 def build_net(config: Config, model: nn.Module, space: ChannelSpace) -> Net:
     """The network that shares its weights among all widths; of an I-Net, which shares none, only a handle."""
     if config.system in ("s-net", "shared-bn"):
-        widths = widths_of_ratios(space, config.ratios)
+        widths = named_ratios(space, config.ratios, name_of_ratio("{:g}"))
         return SwitchableNet(model, space, widths, private=config.system == "s-net")
     return Supernet(model, space)
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from autoslim.space import make_divisible
-from autoslim.zoo.layers import Classifier, checked, conv_bn, relu6, scaled, separable
+from autoslim.zoo.layers import Classifier, check_options, checked, conv_bn, relu6, scaled, separable
 
 
 class Stage:
@@ -42,6 +42,7 @@ def inverted_net(
     stem_stride: int,
 ) -> nn.Module:
     """A net of inverted residual blocks; see `mobilenet_v2` for what the arguments mean."""
+    check_options(width, channels, num_classes=num_classes, in_channels=in_channels, stem_stride=stem_stride)
     blocks = [(stage, index) for stage in stages for index in range(stage.blocks)]
     if channels is None:
         plan = scaled([32, 16], width)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from autoslim.errors import ConfigError
-from autoslim.zoo.layers import Classifier, checked, conv_bn, relu6, scaled, separable
+from autoslim.zoo.layers import Classifier, check_options, checked, conv_bn, relu6, scaled, separable
 
 
 def mobilenet_v1(
@@ -25,7 +25,8 @@ def mobilenet_v1(
     row (5 in the paper). `channels` replaces `width` and `num_classes`: [conv0, pw1, ..., pw13, num_classes].
     `stem_stride=1` suits images of 32 pixels. Raises `ConfigError`.
     """
-    if repeats < 0:
+    check_options(width, channels, num_classes=num_classes, in_channels=in_channels, stem_stride=stem_stride)
+    if not isinstance(repeats, int) or repeats < 0:
         raise ConfigError(f"repeats must be at least 0, got {repeats}; the paper has 5")
     strides = [1, 2, 1, 2, 1, 2, *[1] * repeats, 2, 1]
     if channels is None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from autoslim.errors import ConfigError
-from autoslim.zoo.layers import Classifier, Residual, checked, conv_bn, relu, scaled
+from autoslim.zoo.layers import Classifier, Residual, check_options, checked, conv_bn, relu, scaled
 
 _BLOCKS = (3, 4, 6, 3)
 
@@ -26,6 +26,7 @@ def resnet50(
     then per stage stage_out and per block (mid1, mid2, out), num_classes]. With `stem_stride=1` (small images) the stem
     is a 3x3 convolution and there is no pooling after it. Raises `ConfigError`.
     """
+    check_options(width, channels, num_classes=num_classes, in_channels=in_channels, stem_stride=stem_stride)
     if channels is None:
         plan = scaled([64], width)
         for index, blocks in enumerate(_BLOCKS):

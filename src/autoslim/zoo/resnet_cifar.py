@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from autoslim.zoo.layers import Classifier, Residual, conv_bn, relu, scaled
+from autoslim.zoo.layers import Classifier, Residual, check_options, conv_bn, relu, scaled
 
 
 def resnet20(width: float = 1.0, *, num_classes: int = 10, in_channels: int = 3) -> nn.Module:
@@ -22,6 +22,7 @@ def resnet56(width: float = 1.0, *, num_classes: int = 10, in_channels: int = 3)
 
 
 def _small_resnet(blocks: int, width: float, num_classes: int, in_channels: int) -> nn.Module:
+    check_options(width, num_classes=num_classes, in_channels=in_channels)
     plan = scaled([16, 16, 32, 64], width)
     features: list[nn.Module] = [conv_bn(in_channels, plan[0], 3, activation=relu)]
     incoming = plan[0]

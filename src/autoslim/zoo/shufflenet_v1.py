@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from autoslim.errors import ConfigError
-from autoslim.zoo.layers import Classifier, conv_bn, relu, shuffle
+from autoslim.zoo.layers import Classifier, check_options, conv_bn, relu, shuffle
 
 
 def shufflenet_v1(
@@ -19,8 +19,7 @@ def shufflenet_v1(
     `width` multiplies 240-480-960, rounded to multiples of 4 x `groups`, so that shuffling and grouped convolutions
     work. The first convolution has 12, 24 or 48 channels at widths below 1, from 1 and from 2. Raises `ConfigError`.
     """
-    if groups < 1 or not 0 < width < math.inf:
-        raise ConfigError(f"groups must be at least 1 and width above 0, got groups={groups}, width={width}")
+    check_options(width, groups=groups, num_classes=num_classes, in_channels=in_channels, stem_stride=stem_stride)
     multiple = 4 * groups
     stages = [max(multiple, round(channels * width / multiple) * multiple) for channels in (240, 480, 960)]
     # not 24 x width: so it is in the authors' code, and only so do widths 0.5 to 2.0 cost what the paper says

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from autoslim.errors import ConfigError
-from autoslim.zoo.layers import Classifier, conv_bn, relu, shuffle
+from autoslim.zoo.layers import Classifier, check_options, conv_bn, relu, shuffle
 
 _V2_CHANNELS = {
     0.5: (48, 96, 192, 1024),
@@ -23,6 +23,7 @@ def shufflenet_v2(
 
     `width` is 0.5, 1.0, 1.5 or 2.0, else `ConfigError` is raised.
     """
+    check_options(width, num_classes=num_classes, in_channels=in_channels, stem_stride=stem_stride)
     if width not in _V2_CHANNELS:
         raise ConfigError(f"shufflenet_v2 has no width {width}; the paper has {', '.join(map(str, _V2_CHANNELS))}")
     *stages, last = _V2_CHANNELS[width]
