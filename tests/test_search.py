@@ -43,6 +43,24 @@ def likes_b(widths: Widths) -> float:
     return -(abs(widths["b"] - 6) * 100 + abs(widths["a"] - 8))
 
 
+@pytest.mark.parametrize(
+    ("scores", "first"),
+    [
+        ({"a": 0.6, "b": 0.55}, "a"),  # both gain: most gain, though b gains more per cost saved
+        ({"a": 0.5, "b": 0.5}, "a"),  # neither loses: most saved
+        ({"a": 0.49, "b": 0.5}, "b"),  # what loses nothing is better than what loses little per cost
+        ({"a": 0.49, "b": 0.498}, "a"),  # both lose: 0.01 for 20 is less than 0.002 for 2
+    ],
+)
+def test_candidates_that_gain_are_not_measured_by_how_little_they_save(scores: dict[str, float], first: str) -> None:
+    def judge(widths: Widths) -> float:
+        cut = [name for name in scores if widths[name] < SPACE.full()[name]]
+        return scores[cut[0]] if cut else 0.5
+
+    step = next(iter(greedy_slim(SPACE, judge, cost, [0.5 * cost(SPACE.full())], rule="score-per-cost")))
+    assert step.group == first
+
+
 def test_the_cheapest_loss_goes_first_until_the_budget_is_met() -> None:
     steps = list(greedy_slim(SPACE, likes_b, cost, [0.5 * cost(SPACE.full())]))
     # 89 in full: two bins of a leave 49, three leave 29
