@@ -306,7 +306,10 @@ def test_exchanges_made_before_a_kill_are_not_searched_again(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--system", "s-nets"], "system"),
+        (["--system", "s-nets"], "no system 's-nets'; did you mean 's-net'?"),
+        (["--system", "S-Net"], "no system 'S-Net'; did you mean 's-net'?"),
+        (["--system", "US_Net"], "did you mean 'us-net'?"),
+        (["--system", "ofa"], "known: autoslim, i-net"),
         (["--system", "us-net", "--set", "ratios=[1.0, 0.1]"], "space.min_ratio"),
         (["--system", "us-net", "--set", "ratios=[1.0, 1.5]"], "ratios"),
         (["--system", "us-net", "--set", "ratios=[1.0, 1.0]"], "twice"),

@@ -157,6 +157,7 @@ class ExportConfig(_Strict):
 
 
 _UNIFORM = ("us-net", "s-net", "shared-bn", "i-net")
+_SYSTEMS = ("autoslim", "nonuniform-us-net", *_UNIFORM)
 _WEIGHTS: Mapping[str | bool, str | None] = {True: "default", False: None}  # as timm says it
 
 
@@ -217,6 +218,14 @@ class Config(_Strict):
             return values
         space = values.get("space", {})
         return {**values, "space": {"bins": "multiples", **space}} if isinstance(space, Mapping) else values
+
+    @field_validator("system", mode="before")
+    @classmethod
+    def _known(cls, system: Any) -> Any:
+        if isinstance(system, str) and system not in _SYSTEMS:
+            likely = system.lower().replace("_", "-").replace(" ", "-")
+            raise ConfigError(f"no system {system!r}; {nearest(likely, _SYSTEMS)}")
+        return system
 
     @field_validator("ratios")
     @classmethod
