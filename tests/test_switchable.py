@@ -23,7 +23,7 @@ from autoslim import (
     zoo,
 )
 from autoslim.errors import SpaceError
-from autoslim.export import verify_onnx
+from autoslim.export import load_tensors, save_tensors, verify_onnx
 
 CASES = ["plain", "residual", "depthwise", "concatenated", "squeeze_excite", "shared_layer", "flattened"]
 SWITCHES = (0.25, 1.0, 0.5)
@@ -224,6 +224,40 @@ def test_one_file_holds_all_switches(options: dict[str, bool], tmp_path: Path) -
     assert list(again.switches) == list(switchable.switches)
     for ratio in SWITCHES:
         assert torch.equal(again(images, ratio), switchable(images, ratio))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_no_switch_uses_is_no_part_of_the_net(name: str) -> None:
+    switchable, images, targets = s_net(name)
+    switchable.train()
+    switch_backward(switchable, images, targets, loss=nn.CrossEntropyLoss())
+    assert all(parameter.grad is not None for parameter in switchable.parameters())
+    assert {name for name, _ in switchable.named_parameters()} <= set(switchable.state_dict())
+    norms = {f"shared.{key}" for key in switchable.private_tensors(0.5)}
+    assert norms
+    assert not norms & set(switchable.state_dict())
+    wrapped = nn.ModuleDict({"net": switchable})
+    assert not {f"net.{key}" for key in norms} & set(wrapped.state_dict())
+    assert wrapped.load_state_dict(wrapped.state_dict())
+    shared, *_ = s_net(name, private=False)
+    assert norms <= set(shared.state_dict())
+
+
+def test_files_of_older_versions_hold_what_no_switch_uses_and_are_read(tmp_path: Path) -> None:
+    switchable, images, targets = s_net("residual")
+    train(switchable, images, targets)
+    save_subnet(tmp_path, switchable.eval())
+    tensors, record = load_tensors(tmp_path / "model.safetensors")
+    unused = {f"shared.{key}": tensor for key, tensor in switchable.shared.state_dict().items()}
+    older = {**unused, **tensors}
+    assert len(older) > len(tensors)
+    save_tensors(tmp_path / "model.safetensors", older, record)
+    again = load_subnet(tmp_path, nets.build("residual")[0])
+    for ratio in SWITCHES:
+        assert torch.equal(again(images, ratio), switchable(images, ratio))
+    assert again.load_state_dict(older)
+    with pytest.raises(RuntimeError, match="Missing key"):
+        again.load_state_dict(unused)
 
 
 def test_each_switch_becomes_an_onnx_file(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
 from numbers import Real
@@ -33,8 +33,8 @@ class SwitchableNet(nn.Module):
     With `private=False` the switches share the model's own BatchNorm layers, running statistics too: the ablation of
     the paper, whose nets train well and fail in evaluation. Layers that are no BatchNorm are always shared.
 
-    The model is used as it is, not copied; its own BatchNorm layers are not, unless `private=False`. Raises
-    `SpaceError` for a ratio or widths that the space does not have.
+    The model is used as it is, not copied; its own BatchNorm layers are not, unless `private=False`, and are in neither
+    `parameters()` nor `state_dict()`. Raises `SpaceError` for a ratio or widths that the space does not have.
     """
 
     def __init__(self, model: nn.Module, space: ChannelSpace, switches: Switches, *, private: bool = True) -> None:
@@ -48,6 +48,23 @@ class SwitchableNet(nn.Module):
         nets = [extract(model, space, widths) for widths in self.switches.values()] if private else []
         self.norms = nn.ModuleList(_nested({name: net.get_submodule(name) for name in self._layers}) for net in nets)
         self._current = next(iter(self.switches))
+        self._unused = _tensors_of_batchnorm(model, "shared") if private else frozenset()
+        self.register_state_dict_post_hook(_without_unused)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_with_unused)  # type: ignore[no-untyped-call]
+
+    @property
+    def unused(self) -> frozenset[str]:
+        """Names of the model's own BatchNorm tensors, in whose place the private ones are used."""
+        return self._unused
+
+    def named_parameters(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Parameter]]:
+        """Of all switches, and what they share; without `unused`."""
+        start = f"{prefix}." if prefix else ""
+        for name, parameter in super().named_parameters(prefix, recurse, remove_duplicate):
+            if name.removeprefix(start) not in self._unused:
+                yield name, parameter
 
     @property
     def model(self) -> nn.Module:
@@ -116,6 +133,32 @@ class SwitchableNet(nn.Module):
             if each in self.switches:
                 return each
         raise SpaceError(f"no switch {name!r}; {nearest(name, self.switches)}")
+
+
+def _tensors_of_batchnorm(model: nn.Module, prefix: str) -> frozenset[str]:
+    """Names of the parameters and buffers of all BatchNorm layers, every one that a shared layer has."""
+    layers = model.named_modules(prefix=prefix, remove_duplicate=False)
+    return frozenset(
+        f"{name}.{key}"
+        for name, module in layers
+        if isinstance(module, _BatchNorm)
+        for key, tensor in (*module._parameters.items(), *module._buffers.items())
+        if tensor is not None
+    )
+
+
+def _without_unused(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+    assert isinstance(module, SwitchableNet)
+    for name in module.unused:
+        state.pop(prefix + name, None)
+
+
+def _with_unused(module: nn.Module, state: dict[str, Any], prefix: str, *rest: Any) -> None:
+    """What `state_dict` leaves out, and older versions did not, stays as it is."""
+    assert isinstance(module, SwitchableNet)
+    for name in module.unused:
+        layer, _, key = name.rpartition(".")
+        state[prefix + name] = getattr(module.get_submodule(layer), key)
 
 
 def switch_backward(
