@@ -246,10 +246,8 @@ def chosen_budgets(root: Path, config: Config, asked: Sequence[str]) -> list[str
     names = {_slug(text): text for text in known}
     for text in asked:
         if _slug(text) not in names:
-            raise ConfigError(
-                f"retrain --budget {text}: {root} has no such net; {nearest(text, known)}; one more: "
-                f"autoslim slim {root} --budget {text}"
-            )
+            more = f"; one more: autoslim slim {root} --budget {text}" if config.system == "autoslim" else ""
+            raise ConfigError(f"retrain --budget {text}: {root} has no such net; {nearest(text, known)}{more}")
     return [names[_slug(text)] for text in dict.fromkeys(asked)]
 
 
