@@ -17,6 +17,7 @@ import nets
 from autoslim import ChannelSpace, PeakMemoryCost, RacingJudge, Supernet, fit_batches, pipeline, trace, zoo
 from autoslim.batching import Fit
 from autoslim.errors import ConfigError
+from autoslim.export import load_tensors
 from test_pipeline import artefacts, config, fails, run  # noqa: F401  # a fixture among them
 
 
@@ -122,6 +123,8 @@ def test_a_run_keeps_its_batches(
     assert f"batches of {-(-150 // count)} images" in capsys.readouterr().err
     path = (root / "slim.jsonl").read_bytes()
     whole = artefacts(root)
+    learned = load_tensors(root / "race" / "0001.safetensors")[0]
+    assert sum(name.startswith("gained.") for name in learned) == 2, "the first step looked at both in full"
     (root / "slim.jsonl").write_bytes(b"".join(path.splitlines(keepends=True)[:2]))
     for metrics in root.rglob("subnets/*/metrics.json"):
         metrics.unlink()

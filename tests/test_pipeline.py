@@ -23,6 +23,7 @@ import yaml
 import autoslim
 from autoslim import LatencyTable, inspection, pipeline, slim
 from autoslim.cli import main
+from autoslim.errors import SpaceError
 from autoslim.files import append_record
 from autoslim.models import build_model
 from autoslim.space import ChannelSpace, Widths
@@ -142,6 +143,75 @@ def test_each_system_of_the_papers_runs_by_its_name(
         net = autoslim.load_subnet(root / "supernet")
         assert isinstance(net, autoslim.SwitchableNet)
         assert net.is_private == (system == "s-net")
+        images = torch.randn(3, 1, 12, 12)
+        for ratio in (1.0, 0.5, 0.25):
+            assert net.switch(ratio).current == f"width {ratio:g}"
+            plain = autoslim.load_subnet(root / "subnets" / f"width-{ratio:g}")
+            assert torch.allclose(net(images), plain(images), atol=1e-5)
+        with pytest.raises(SpaceError, match=r"no switch '0\.75'"):
+            net.switch(0.75)
+
+
+@pytest.mark.parametrize(("system", "low"), [("us-net", "0.5"), ("nonuniform-us-net", "0.25")])
+def test_a_us_net_gives_any_other_ratio_at_once(
+    config: Path, in_tmp: Path, capsys: pytest.CaptureFixture[str], system: str, low: str
+) -> None:
+    options = ["--system", system, "--set", "ratios=[1.0, 0.5]"]
+    assert run("slim", config, *options, "--ratio", "0.75") == 2
+    assert "is not trained yet" in capsys.readouterr().err
+    assert run("run", config, *options) == 0
+    root = in_tmp / "runs" / "small"
+    before, log = artefacts(root), (root / "train.jsonl").read_bytes()
+    settings = (root / "config.yaml").read_bytes()
+    capsys.readouterr()
+    for ratio in ("0.2", "1.5", "0", "nan"):
+        assert run("slim", root, "--ratio", ratio) == 2
+        assert f"from {low} to 1" in capsys.readouterr().err
+    assert run("slim", root, "--budget", "60%") == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert f"autoslim slim {root} --ratio 0.5" in error
+    assert (root / "config.yaml").read_bytes() == settings
+    assert run("slim", root, "--ratio", "0.63", "--ratio", "0.75", "--json") == 0
+    results = json.loads(capsys.readouterr().out)
+    assert results == json.loads((root / "results.json").read_text())
+    assert [net["budget"] for net in results["subnets"]] == ["width 1", "width 0.75", "width 0.63", "width 0.5"]
+    space = ChannelSpace.from_json((root / "space.json").read_text())
+    for net in results["subnets"]:
+        assert net["macs"] == autoslim.MacCost(space)(space.uniform(net["ratio"]))
+        assert 0 <= net["accuracy"]["found"] <= 1
+        plain = autoslim.load_subnet(root / "subnets" / net["budget"].replace(" ", "-"))
+        assert sum(p.numel() for p in plain.parameters()) == net["params"]
+    assert "width 0.63" in (root / "report.html").read_text()
+    assert (root / "train.jsonl").read_bytes() == log
+    after = artefacts(root)
+    assert {key: after[key] for key in before} == before  # nothing of the others was touched
+    assert run("run", root) == 0  # it is one of the run's ratios from now on
+    assert artefacts(root) == after
+    assert run("run", root, "--set", "ratios=[1.0, 0.3]") == (
+        2 if system == "us-net" else 0
+    )  # another training, or not
+
+
+@pytest.mark.parametrize("system", ["i-net", "s-net", "shared-bn", "autoslim"])
+def test_systems_of_fixed_widths_refuse_other_ratios_and_budgets(
+    config: Path, in_tmp: Path, capsys: pytest.CaptureFixture[str], system: str
+) -> None:
+    assert run("slim", config, "--system", system, "--ratio", "0.5") == 2
+    assert f"slim --ratio: system {system}" in capsys.readouterr().err
+    if system != "autoslim":
+        assert run("slim", config, "--system", system, "--budget", "60%") == 2
+        assert f"slim --budget: system {system} searches nothing" in capsys.readouterr().err
+    assert not (in_tmp / "runs").exists()
+
+
+def test_each_switch_of_an_s_net_becomes_an_onnx_file(config: Path, in_tmp: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    assert run("run", config, "--system", "s-net", *RATIOS, "--set", "export.onnx=true", "--set", "train.epochs=1") == 0
+    root = in_tmp / "runs" / "small"
+    files = [root / "subnets" / f"width-{ratio}" / "model.onnx" for ratio in ("0.25", "0.5", "1")]
+    sizes = [file.stat().st_size for file in files]
+    assert sizes == sorted(set(sizes))
 
 
 def test_a_net_at_a_ratio_is_what_the_system_makes_it(config: Path, in_tmp: Path) -> None:
@@ -236,10 +306,14 @@ def test_exchanges_made_before_a_kill_are_not_searched_again(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--system", "s-nets"], "system"),
+        (["--system", "s-nets"], "no system 's-nets'; did you mean 's-net'?"),
+        (["--system", "S-Net"], "no system 'S-Net'; did you mean 's-net'?"),
+        (["--system", "US_Net"], "did you mean 'us-net'?"),
+        (["--system", "ofa"], "known: autoslim, i-net"),
         (["--system", "us-net", "--set", "ratios=[1.0, 0.1]"], "space.min_ratio"),
         (["--system", "us-net", "--set", "ratios=[1.0, 1.5]"], "ratios"),
         (["--system", "us-net", "--set", "ratios=[1.0, 1.0]"], "twice"),
+        (["--system", "s-net", "--set", "ratios=[0.51, 0.5]"], "switch 0.5 is the same widths as 0.51"),
     ],
 )
 def test_systems_that_cannot_be_are_refused_before_anything_runs(

@@ -54,10 +54,13 @@ def test_a_us_net_step_draws_one_ratio_for_the_whole_net(num_random: int, monkey
     assert seen[:2] == [space.uniform(0.9), space.uniform(0.3)]
     uniform = {space.uniform(0.3 + 0.6 * step / 500) for step in range(501)}
     assert set(seen[2:]) <= uniform
-    with pytest.raises(SpaceError, match="ratios"):
-        sandwich_backward(
-            supernet, images, targets, loss=nn.CrossEntropyLoss(), rng=random.Random(0), ratios=(0.9, 0.3)
-        )
+    loss, rng = nn.CrossEntropyLoss(), random.Random(0)
+    for ratios in ((0.9, 0.3), (0.5,), (0.25, 1.5), 0.5, (None, 1.0), (0.25, 0.5, 1.0)):
+        with pytest.raises(SpaceError, match="ratios must be two that ascend"):
+            sandwich_backward(supernet, images, targets, loss=loss, rng=rng, ratios=ratios)  # type: ignore[arg-type]
+    for wrong in (-1, 1.5, "2"):
+        with pytest.raises(SpaceError, match="num_random must be a whole number of at least 0"):
+            sandwich_backward(supernet, images, targets, loss=loss, rng=rng, num_random=wrong)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", CASES)

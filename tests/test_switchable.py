@@ -11,9 +11,19 @@ import torch
 from torch import Tensor, nn
 
 import nets
-from autoslim import SwitchableNet, export_onnx, extract, load_subnet, save_subnet, switch_backward, trace, zoo
+from autoslim import (
+    SwitchableNet,
+    export_onnx,
+    extract,
+    load_subnet,
+    recalibrate_batchnorm,
+    save_subnet,
+    switch_backward,
+    trace,
+    zoo,
+)
 from autoslim.errors import SpaceError
-from autoslim.export import verify_onnx
+from autoslim.export import load_tensors, save_tensors, verify_onnx
 
 CASES = ["plain", "residual", "depthwise", "concatenated", "squeeze_excite", "shared_layer", "flattened"]
 SWITCHES = (0.25, 1.0, 0.5)
@@ -129,6 +139,34 @@ def test_shared_batchnorm_keeps_the_statistics_of_all_switches_in_one_place() ->
     assert torch.allclose(switchable(images, 0.25), switchable.subnet(0.25).eval()(images), atol=1e-10)
 
 
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("ratio", SWITCHES)
+def test_calibration_is_that_of_the_plain_net_and_leaves_other_switches_bit_identical(name: str, ratio: float) -> None:
+    switchable, images, targets = s_net(name)
+    train(switchable, images, targets, steps=1)
+    batches = [images[:9] + 0.3, images[9:]]
+    expected = switchable.subnet(ratio)
+    recalibrate_batchnorm(expected, batches)
+    before = {key: tensor.clone() for key, tensor in switchable.state_dict().items()}
+    recalibrate_batchnorm(switchable.switch(ratio), batches)
+    assert switchable.training
+    own = {id(tensor) for tensor in switchable.private_tensors(ratio).values()}
+    changed = {key for key, t in switchable.state_dict(keep_vars=True).items() if not torch.equal(t, before[key])}
+    assert changed
+    for key, tensor in switchable.state_dict(keep_vars=True).items():
+        assert key not in changed or id(tensor) in own, key
+    for key, tensor in switchable.subnet(ratio).state_dict().items():
+        assert torch.equal(tensor, expected.state_dict()[key]), key
+
+
+def test_shared_batchnorm_is_not_calibrated_for_one_switch() -> None:
+    switchable, images, _ = s_net("residual", private=False)
+    before = {key: tensor.clone() for key, tensor in switchable.state_dict().items()}
+    with pytest.raises(SpaceError, match=r"recalibrate_batchnorm\(net\.subnet\('0\.5'\), batches\)"):
+        recalibrate_batchnorm(switchable.switch(0.5), [images])
+    assert all(torch.equal(tensor, before[key]) for key, tensor in switchable.state_dict().items())
+
+
 def test_switches_may_be_the_widths_that_a_search_found() -> None:
     net, x = nets.build("residual")
     space = trace(net, x).with_choices(8, 1, 0.1)
@@ -158,6 +196,14 @@ def test_private_batchnorm_costs_a_few_parameters_only() -> None:
         (lambda net, space: SwitchableNet(net, space, []), "at least one switch"),
         (lambda net, space: SwitchableNet(net, space, [1.5]), r"\(0, 1\]"),
         (lambda net, space: SwitchableNet(net, space, [1.0, 0.5]).switch(0.75), "no switch '0.75'"),
+        (lambda net, space: SwitchableNet(net, space, 0.5), r"such as \[1\.0, 0\.5\], or widths by name, got 0\.5"),
+        (lambda net, space: SwitchableNet(net, space, "0.5"), "got '0.5'"),
+        (lambda net, space: SwitchableNet(net, space, ["a"]), r"\(0, 1\], got 'a'"),
+        (lambda net, space: SwitchableNet(net, space, [1.0, None]), r"\(0, 1\], got None"),
+        (lambda net, space: SwitchableNet(net, space, [0.5, 1.0, 0.5]), r"switch 0\.5 is given twice"),
+        (lambda net, space: SwitchableNet(net, space, [0.501, 1.0, 0.5]), r"switch 0\.5 is the same widths as 0\.501"),
+        (lambda net, space: SwitchableNet(net, space, {"a": 0.5}), "switch 'a' needs widths"),
+        (lambda net, space: SwitchableNet(net, space, [1.0, 0.5]).switch(None), "a ratio or a name, got None"),
         (lambda net, space: SwitchableNet(net, space, {"a": space.full().replaced("nothing", 3)}), "nothing"),
     ],
 )
@@ -178,6 +224,40 @@ def test_one_file_holds_all_switches(options: dict[str, bool], tmp_path: Path) -
     assert list(again.switches) == list(switchable.switches)
     for ratio in SWITCHES:
         assert torch.equal(again(images, ratio), switchable(images, ratio))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_no_switch_uses_is_no_part_of_the_net(name: str) -> None:
+    switchable, images, targets = s_net(name)
+    switchable.train()
+    switch_backward(switchable, images, targets, loss=nn.CrossEntropyLoss())
+    assert all(parameter.grad is not None for parameter in switchable.parameters())
+    assert {name for name, _ in switchable.named_parameters()} <= set(switchable.state_dict())
+    norms = {f"shared.{key}" for key in switchable.private_tensors(0.5)}
+    assert norms
+    assert not norms & set(switchable.state_dict())
+    wrapped = nn.ModuleDict({"net": switchable})
+    assert not {f"net.{key}" for key in norms} & set(wrapped.state_dict())
+    assert wrapped.load_state_dict(wrapped.state_dict())
+    shared, *_ = s_net(name, private=False)
+    assert norms <= set(shared.state_dict())
+
+
+def test_files_of_older_versions_hold_what_no_switch_uses_and_are_read(tmp_path: Path) -> None:
+    switchable, images, targets = s_net("residual")
+    train(switchable, images, targets)
+    save_subnet(tmp_path, switchable.eval())
+    tensors, record = load_tensors(tmp_path / "model.safetensors")
+    unused = {f"shared.{key}": tensor for key, tensor in switchable.shared.state_dict().items()}
+    older = {**unused, **tensors}
+    assert len(older) > len(tensors)
+    save_tensors(tmp_path / "model.safetensors", older, record)
+    again = load_subnet(tmp_path, nets.build("residual")[0])
+    for ratio in SWITCHES:
+        assert torch.equal(again(images, ratio), switchable(images, ratio))
+    assert again.load_state_dict(older)
+    with pytest.raises(RuntimeError, match="Missing key"):
+        again.load_state_dict(unused)
 
 
 def test_each_switch_becomes_an_onnx_file(tmp_path: Path) -> None:

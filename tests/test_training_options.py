@@ -20,6 +20,7 @@ from torch import Tensor, nn
 import autoslim
 from autoslim import pipeline
 from autoslim.checkpointing import blocks_of, checkpointed
+from autoslim.config import make_config
 from autoslim.errors import ConfigError, TrainError
 from autoslim.losses import plain_backward
 from autoslim.optimizers import make_optimizer, make_schedule
@@ -510,3 +511,13 @@ def test_a_recipe_is_plain_data() -> None:
     rng = random.Random(0)
     model = net()
     assert plain_step(model, recipe)(*batches(4, 1)[0], rng, plain_backward).keys() == {"loss"}
+
+
+def test_alpha_divergence_has_its_gradients_clipped_unless_something_else_is_asked() -> None:
+    def clip_value(**train: Any) -> float | None:
+        return make_config({"model": "m:f", "train": train}).train.clip_value
+
+    assert clip_value(distill="alpha") == 1.0
+    assert clip_value(distill="alpha", clip_value=0.5) == 0.5
+    assert clip_value(distill="alpha", clip_value=None) is None
+    assert clip_value() is clip_value(distill=True) is None

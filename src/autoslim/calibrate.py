@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from autoslim.errors import DataError
+from autoslim.errors import DataError, SpaceError
+from autoslim.switchable import SwitchableNet
 from autoslim.tracing import split_input
 
 
@@ -26,7 +27,14 @@ def recalibrate_batchnorm(model: nn.Module, batches: Iterable[Any]) -> None:
     tuple of arguments or a mapping of keyword arguments. Momentum, affine parameters, modes and everything else stay as
     they are. Layers that are not reached, or keep no statistics, are left alone. Costs about half a forward pass per
     BatchNorm layer. (US-Net, section 3.4, where the average over batches is cumulative.)
+
+    Of a `SwitchableNet` the private layers of its current switch are measured, and nothing else; `SpaceError` if its
+    switches share their layers. A `Supernet` is measured at full width: statistics of another one are those of the net
+    that `extract` gives.
     """
+    if isinstance(model, SwitchableNet):
+        _recalibrate_switch(model, batches)
+        return
     batches = [batch[0] if isinstance(batch, (tuple, list)) and _is_labelled(batch) else batch for batch in batches]
     if not batches:
         raise DataError("recalibrate_batchnorm needs at least one batch of images")
@@ -43,6 +51,22 @@ def recalibrate_batchnorm(model: nn.Module, batches: Iterable[Any]) -> None:
             layer.momentum = momenta[layer]
         for module, mode in modes.items():
             module.training = mode
+
+
+def _recalibrate_switch(net: SwitchableNet, batches: Iterable[Any]) -> None:
+    """By way of the plain net of the current switch, whose statistics are the private ones."""
+    if not net.is_private:
+        raise SpaceError(
+            f"recalibrate_batchnorm: the switches share their BatchNorm layers, so statistics of {net.current!r} would "
+            f"be those of all; measure a net of its own: recalibrate_batchnorm(net.subnet({net.current!r}), batches)"
+        )
+    plain = net.subnet(net.current)
+    recalibrate_batchnorm(plain, batches)
+    measured = dict(plain.named_buffers())
+    with torch.no_grad():
+        for name, tensor in net.private_tensors(net.current).items():
+            if name in measured:
+                tensor.copy_(measured[name])
 
 
 @contextmanager

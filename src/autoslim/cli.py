@@ -116,7 +116,7 @@ def run(
     as_json: _Json = False,
 ) -> None:
     """Everything in a row: train the supernet, search, retrain, export, report. Continues where it was killed."""
-    _stages(config, _asked(set_, system, skip_broken, on_nan, pretrained), run_dir, device, threads, as_json, None)
+    _stages(config, _asked(set_, system, skip_broken, on_nan, pretrained), run_dir, device, threads, as_json)
 
 
 @app.command()
@@ -202,7 +202,7 @@ def published(as_json: _Json = False) -> None:
     """The nets the authors published: what they cost, and the accuracy they claim. Each can be built by its name."""
     from dataclasses import asdict
 
-    from autoslim.published import published_nets
+    from autoslim.published import WITHOUT_LISTS, published_nets
 
     if as_json:
         print(json.dumps([asdict(net) for net in published_nets()]))
@@ -212,6 +212,8 @@ def published(as_json: _Json = False) -> None:
     from autoslim.terminal import published_table
 
     Console(soft_wrap=False).print(published_table(published_nets()))
+    others = ", ".join(f"{name} ({top1:.1%})" for name, top1 in WITHOUT_LISTS.items())
+    print(f"of the 13 nets of the paper these are missing, for their channel lists are not here: {others}")
     print("a name builds the net: autoslim inspect autoslim:published/mobilenet_v2-207m")
 
 
@@ -258,7 +260,7 @@ def retrain(
 ) -> None:
     """Train the nets found, and uniform ones of equal MACs by the same recipe."""
     asked = _asked(set_, system, skip_broken, on_nan)
-    _stages(config, asked, run_dir, device, threads, as_json, "retrain", budget or [])
+    _stages(config, asked, run_dir, device, threads, as_json, "retrain", budgets=budget or [])
 
 
 @app.command()
@@ -267,6 +269,10 @@ def slim(
     budget: Annotated[
         list[str] | None,
         typer.Option("--budget", help="One more, as 37% or 'macs<=50%, params<=2M'; at once if searched."),
+    ] = None,
+    ratio: Annotated[
+        list[float] | None,
+        typer.Option("--ratio", help="One more width of a trained us-net or nonuniform-us-net, as 0.63; at once."),
     ] = None,
     system: _System = None,
     set_: _Set = None,
@@ -279,16 +285,23 @@ def slim(
 ) -> None:
     """Search all budgets in one greedy pass on held-out images, or take one more from the path of a finished search."""
     asked = _asked(set_, system, skip_broken, pretrained)
-    if not budget:
+    if not budget and not ratio:
         _stages(config, asked, run_dir, device, threads, as_json, "slim")
         return
     if launched().size > 1:
-        raise ConfigError("slim --budget looks a net up on the path of a search; start it without torchrun")
+        raise ConfigError("slim --budget and --ratio take a net from what is there; start them without torchrun")
     from autoslim.cost import as_spelt
     from autoslim.path import take_from_path
-    from autoslim.run import exclusive, keep_config, open_run
+    from autoslim.run import check_searched, exclusive, grown_ratios, keep_config, open_run
 
     root, wanted = _opened(config, asked, run_dir, device, threads)
+    if budget:
+        check_searched(root, wanted)
+    if ratio:
+        asked.append(f"ratios={json.dumps(grown_ratios(root, wanted, ratio))}")
+        _stages(config, asked, run_dir, device, threads, as_json, "slim", "export", "report")
+        return
+    assert budget is not None
     budget = as_spelt(budget, wanted.slim.budgets)
     budgets = (*wanted.slim.budgets, *(text for text in budget if text not in wanted.slim.budgets))
     wanted = _checked(wanted, budgets, config)
@@ -342,10 +355,10 @@ def _stages(
     device: str | None,
     threads: int | None,
     as_json: bool,
-    only: str | None,
+    *only: str,
     budgets: list[str] | None = None,
 ) -> None:
-    """Open the run, then work on one stage or all of them, or with `budgets` on some of the nets."""
+    """Open the run, then work on some stages (default: all of them), with `budgets` on some of the nets."""
     from autoslim.run import chosen_budgets, exclusive, open_run
 
     root, config = _opened(target, set_, run_dir, device, threads)
@@ -370,7 +383,7 @@ def _stages(
     print(f"results: {opened.results}")
 
 
-def _work(opened: Run, progress: Progress, only: str | None, budgets: list[str]) -> dict[str, Any] | None:
+def _work(opened: Run, progress: Progress, only: tuple[str, ...], budgets: list[str]) -> dict[str, Any] | None:
     progress.say("loading torch, tracing the network ...")
     # every shape is a compiled kernel to oneDNN; a supernet has thousands, and the default cache of 1024 thrashes
     # (a quarter of the time of a sandwich step on CPU). Must be set before torch is imported.
@@ -388,7 +401,7 @@ def _work(opened: Run, progress: Progress, only: str | None, budgets: list[str])
             progress.say(remark)
         if job.data.skipped:
             progress.say(f"broken images left out: {len(job.data.skipped)}, the first: {job.data.skipped[0]}")
-        return run_stages(job, only)
+        return run_stages(job, *only)
 
 
 def _opened(

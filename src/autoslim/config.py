@@ -14,7 +14,7 @@ from autoslim.batching import Fit, fit_batches
 from autoslim.cost import Budget, meaning_of
 from autoslim.errors import AutoSlimError, BudgetError, ConfigError, SpaceError, nearest
 from autoslim.recipe import RetrainRecipe, SupernetRecipe
-from autoslim.space import ChannelSpace, parse_bins
+from autoslim.space import ChannelSpace, name_of_ratio, parse_bins
 
 
 class _Strict(BaseModel):
@@ -55,8 +55,9 @@ class DataConfig(_Strict):
 class SpaceConfig(_Strict):
     """Which widths may be chosen, which layers (globs) are left alone, and what tracing cannot see (see `trace`).
 
-    `bins`: how many, or "size:16" for bins of 16 channels, "paper", or "measured" for the multiples of `divisor` at
-    which the measured latency steps down.
+    `bins`: how many, or "size:16" for bins of 16 channels, "paper", "paper-from-zero", "multiples" (the default of the
+    systems of uniform widths; see `ChannelSpace.with_choices`), or "measured" for the multiples of `divisor` at which
+    the measured latency steps down.
     """
 
     bins: int | str = 12
@@ -70,7 +71,7 @@ class SpaceConfig(_Strict):
     @classmethod
     def _bins(cls, bins: Any) -> Any:
         try:
-            if bins not in ("paper", "measured"):
+            if bins != "measured":
                 parse_bins(bins)
         except SpaceError as error:
             raise SpaceError(f"space.{error} (or 'measured')") from None
@@ -175,6 +176,8 @@ class ExportConfig(_Strict):
     report: bool | Literal["auto"] = "auto"
 
 
+_UNIFORM = ("us-net", "s-net", "shared-bn", "i-net")
+_SYSTEMS = ("autoslim", "nonuniform-us-net", *_UNIFORM)
 _WEIGHTS: Mapping[str | bool, str | None] = {True: "default", False: None}  # as timm says it
 
 
@@ -218,10 +221,36 @@ class Config(_Strict):
                     values[section] = {key: default, **given}
         return values
 
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_alpha_divergence(cls, values: Any) -> Any:
+        """Its gradients are to be clipped by value, as its authors do; a value, so that config.yaml states it."""
+        train = values.get("train") if isinstance(values, Mapping) else None
+        if not isinstance(train, Mapping) or train.get("distill") != "alpha":
+            return values
+        return {**values, "train": {"clip_value": 1.0, **train}}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_uniform_widths(cls, values: Any) -> Any:
+        """Bins are steps of a search; uniform widths may be any, as the papers' are. A value, for config.yaml too."""
+        if not isinstance(values, Mapping) or values.get("system") not in _UNIFORM:
+            return values
+        space = values.get("space", {})
+        return {**values, "space": {"bins": "multiples", **space}} if isinstance(space, Mapping) else values
+
+    @field_validator("system", mode="before")
+    @classmethod
+    def _known(cls, system: Any) -> Any:
+        if isinstance(system, str) and system not in _SYSTEMS:
+            likely = system.lower().replace("_", "-").replace(" ", "-")
+            raise ConfigError(f"no system {system!r}; {nearest(likely, _SYSTEMS)}")
+        return system
+
     @field_validator("ratios")
     @classmethod
     def _distinct(cls, ratios: tuple[float, ...]) -> tuple[float, ...]:
-        if len(set(ratios)) < len(ratios):
+        if len({name_of_ratio(ratio) for ratio in ratios}) < len(ratios):
             raise ConfigError(f"ratios: {', '.join(f'{ratio:g}' for ratio in ratios)} names one twice")
         return ratios
 

@@ -38,7 +38,8 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
             record = dict(json.loads((file.metadata() or {})["autoslim"]))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            # copies: those of safetensors lie in the file, which may be replaced, or be gone, while they are used
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
         said = record.pop(_CHECKSUM, None)  # older files have none
         if said is not None and said != _checksum(tensors, record):
             raise ValueError("its checksum is another one")

@@ -28,8 +28,10 @@ def alpha_divergence(
     """Adaptive alpha-divergence (Wang et al. 2021, AlphaNet, section 3): the larger of two, sample by sample.
 
     A negative alpha punishes a student that is sure where its teacher is not, a positive one the opposite. Importance
-    weights above `clip` are clipped, in the gradient too. The authors clip gradient values at 1.0 beside it. The
-    value is that of the divergence, the gradient the authors' estimate of its; mean over all but classes.
+    weights `(p / q) ** alpha` above `clip` are clipped, in the gradient too; those of alpha 0 and 1, the two
+    Kullback-Leibler divergences, are not, as in the authors' code. They clip gradient values at 1.0 beside it, without
+    which a step may be huge. The value is that of the divergence, the gradient the authors' estimate of its; mean over
+    all but classes.
     """
     q_log = student.log_softmax(dim=1)
     q, p_log = q_log.detach().exp(), teacher.detach().log_softmax(dim=1)
@@ -44,7 +46,7 @@ def _divergence(q_log: Tensor, q: Tensor, p_log: Tensor, alpha: float, clip: flo
     if abs(alpha) < 1e-3:  # KL(q, p)
         f, rho, constant = -log_ratio, log_ratio - 1.0, 0.0
     elif abs(alpha - 1.0) < 1e-3:  # KL(p, q)
-        ratio = log_ratio.exp().clamp(max=clip)
+        ratio = log_ratio.exp()
         f, rho, constant = ratio * log_ratio, ratio, 0.0
     else:
         weight = (alpha * log_ratio).exp().clamp(0.0, clip)

@@ -619,11 +619,11 @@ STAGES: dict[str, Callable[[Job], Any]] = {
 _BY_MAIN = ("export", "report")
 
 
-def run_stages(job: Job, only: str | None = None) -> dict[str, Any] | None:
-    """One stage or all in their order, on every rank; the results of the run, if they were summed up here."""
+def run_stages(job: Job, *only: str) -> dict[str, Any] | None:
+    """Some stages or all in their order, on every rank; the results of the run, if they were summed up here."""
     results = None
     for name, stage in STAGES.items():
-        if only in (None, name):
+        if not only or name in only:
             if world().is_main or name not in _BY_MAIN:
                 results = stage(job)
             wait_for_all()

@@ -80,9 +80,9 @@ class SupernetRecipe(Recipe):
 
     Per step the widest, the narrowest and `num_random` others (n = num_random + 2). `distill`: do the narrower nets
     learn from the widest? By soft cross-entropy (true) or by adaptive alpha-divergence ("alpha", of AlphaNet, which
-    wants `clip_value: 1`); "auto" means true, and false for the switches of an S-Net, as in the papers. `sort`: by
-    which importance a run sorts the channels before it trains, so that narrow nets keep the best of trained weights
-    (l1 if the run is `pretrained`): see `sort_channels`; first-order looks at `calibration_images`.
+    wants `clip_value: 1`: the default of a run then); "auto" means true, and false for the switches of an S-Net, as in
+    the papers. `sort`: by which importance a run sorts the channels before it trains, so that narrow nets keep the best
+    of trained weights (l1 if the run is `pretrained`): see `sort_channels`; first-order looks at `calibration_images`.
     """
 
     num_random: Annotated[int, Ge(0)] = 2

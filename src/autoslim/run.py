@@ -24,6 +24,7 @@ from autoslim.cost import as_spelt
 from autoslim.errors import ConfigError, RunError, nearest
 from autoslim.files import append_record, keep_records, write_whole
 from autoslim.records import EPOCH, read_lines
+from autoslim.space import name_of_ratio
 
 # the path of the search is kept for other budgets; the others change nothing that has been computed
 _MAY_CHANGE = {
@@ -32,6 +33,9 @@ _MAY_CHANGE = {
     "data.prefetch",
     *(f"{part}.{key}" for part in ("train", "retrain") for key in ("on_nan", "checkpointing")),
 }
+
+
+_ANY_RATIO = ("us-net", "nonuniform-us-net")  # trained at all widths of a range
 
 
 @dataclass(frozen=True)
@@ -134,9 +138,10 @@ def open_run(root: Path, config: Config) -> Run:
     """A run directory that is still empty, or the one that was begun with this configuration.
 
     Nothing is written before `begin_run`, and until something was computed the configuration may change. Raises
-    `RunError`, naming the keys that differ, if it was begun with another one; only the budgets, for the path of the
-    search is kept, and what no result depends on (`on_nan`, `checkpointing`, how many processes read images) may
-    change at any time. `threads` left open in `config` are those the run was begun with.
+    `RunError`, naming the keys that differ, if it was begun with another one. What may change at any time: the budgets,
+    for the path of the search is kept, the ratios of a US-Net within the range that it was trained for, and what no
+    result depends on (`on_nan`, `checkpointing`, how many processes read images). `threads` left open in `config` are
+    those the run was begun with.
     """
     slugs = [_slug(budget) for budget in config.slim.budgets]
     if len(set(slugs)) < len(slugs):
@@ -152,7 +157,8 @@ def open_run(root: Path, config: Config) -> Run:
         config = config.model_copy(update={"threads": run.config.threads})
     before, after = _flat(run.config.plain()), _flat(config.plain())
     different = [key for key in {**before, **after} if before.get(key) != after.get(key)]
-    if not set(different) - _MAY_CHANGE:
+    may_change = _MAY_CHANGE | ({"ratios"} if trained_range(config) == trained_range(run.config) else set())
+    if not set(different) - may_change:
         return replace(run, config=config)
     if not run.supernet.exists():
         return _new_run(root, config)
@@ -190,6 +196,43 @@ def read_run(root: Path) -> Run:
     return Run(root, make_config(values, str(path)), provenance if isinstance(provenance, dict) else {})
 
 
+def trained_range(config: Config) -> tuple[float, float] | None:
+    """The width ratios that a net is trained for, all between these two; None if it knows only those of its list."""
+    if config.system not in _ANY_RATIO:
+        return None
+    return (min(config.ratios), max(config.ratios)) if config.system == "us-net" else (config.space.min_ratio, 1.0)
+
+
+def grown_ratios(root: Path, config: Config, asked: Sequence[float]) -> list[float]:
+    """The ratios of a trained run with those that are asked for; what cannot be is refused, with what would work."""
+    known = trained_range(config)
+    if known is None:
+        other = "its nets are found by budgets: slim --budget" if config.system == "autoslim" else _GIVEN
+        raise ConfigError(f"slim --ratio: system {config.system} does not run at any ratio; {other}")
+    low, high = known
+    for ratio in asked:
+        if not low <= ratio <= high:
+            raise ConfigError(
+                f"slim --ratio {ratio:g}: this {config.system} has the widths from {low:.3g} to {high:g}; choose one "
+                "of those"
+            )
+    if not (root / "supernet" / "metrics.json").exists():
+        raise RunError(f"slim --ratio: {root} is not trained yet; set ratios=[...], or first: autoslim run")
+    names = {name_of_ratio(ratio) for ratio in config.ratios}
+    return [*config.ratios, *(ratio for ratio in dict.fromkeys(asked) if name_of_ratio(ratio) not in names)]
+
+
+_GIVEN = "its widths are those of the key ratios, trained together (us-net is the one of any ratio)"
+
+
+def check_searched(root: Path, config: Config) -> None:
+    """`ConfigError` for a budget asked of a system that searches nothing, with what would work."""
+    if config.system == "autoslim":
+        return
+    other = f"autoslim slim {root} --ratio 0.5" if config.system in _ANY_RATIO else _GIVEN
+    raise ConfigError(f"slim --budget: system {config.system} searches nothing; {other}")
+
+
 def chosen_budgets(root: Path, config: Config, asked: Sequence[str]) -> list[str]:
     """Those of the nets of a run that are asked for, as text or as the name of their directory."""
     if not asked:
@@ -200,16 +243,14 @@ def chosen_budgets(root: Path, config: Config, asked: Sequence[str]) -> list[str
         raise ConfigError(f"retrain --budget: with {how} the nets are trained together, not one by one")
     known = list(config.slim.budgets)
     if config.system == "i-net":
-        known = [f"width {ratio:g}" for ratio in config.ratios]
+        known = [name_of_ratio(ratio) for ratio in config.ratios]
     names = {_slug(text): text for text in known}
     if config.system == "autoslim":
         asked = [text if _slug(text) in names else as_spelt([text], known)[0] for text in asked]
     for text in asked:
         if _slug(text) not in names:
-            raise ConfigError(
-                f"retrain --budget {text}: {root} has no such net; {nearest(text, known)}; one more: "
-                f"autoslim slim {root} --budget {text}"
-            )
+            more = f"; one more: autoslim slim {root} --budget {text}" if config.system == "autoslim" else ""
+            raise ConfigError(f"retrain --budget {text}: {root} has no such net; {nearest(text, known)}{more}")
     return [names[_slug(text)] for text in dict.fromkeys(asked)]
 
 

@@ -33,7 +33,8 @@ def greedy_slim(
     asked for all candidates of a step at once: `ReuseJudge` and `RacingJudge` are many times faster than `Judge`.
 
     `rule="score-per-cost"` keeps the candidate that loses least score per cost it saves instead, as NetAdapt (Yang et
-    al. 2018) makes the candidates of a step comparable; the paper looks at the score alone.
+    al. 2018) makes the candidates of a step comparable; of those that lose nothing, the one that gains most, and then
+    the one that saves most. The paper looks at the score alone.
 
     Raises `BudgetError` at once, naming the smallest cost within reach, if a budget cannot be met, and at the step
     where it happens if the cost is no number.
@@ -86,10 +87,20 @@ def _steps(
             savings = {group: max(whole - cost(each), 1e-12) for group, each in candidates.items()}
         found = _compared(judge, widths, candidates, savings, on_candidate, now)
         assert found, "the smallest net meets the budget: that was checked before the search"
-        # a worth that is not a number never wins, unless there is no other
-        best = max(found, key=lambda group: (found[group][1] == found[group][1], found[group][1]))
+        best = max(found, key=lambda group: _rank(found[group][1], None if savings is None else savings[group]))
         widths, now = candidates[best], found[best][0]
         yield SlimStep(best, widths, cost(widths), now)
+
+
+def _rank(worth: float, saving: float | None) -> tuple[bool, float, float, float]:
+    """What a candidate is chosen by, the highest first. One whose worth is not a number never wins over another.
+
+    Per cost saved only losses can be compared: of candidates that lose nothing, the one that gains most is the best,
+    and of equal gains the one that saves most. A gain per cost would go to whoever saves least.
+    """
+    if saving is None or not worth >= 0:
+        return worth == worth, 0.0, worth, 0.0
+    return True, 1.0, worth * saving, saving
 
 
 def _compared(

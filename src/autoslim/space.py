@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from itertools import chain
+from numbers import Real
 from typing import Any
 
 from autoslim.errors import SpaceError, nearest
@@ -298,7 +299,7 @@ class ChannelSpace:
     pass in evaluation mode, the input included; empty where that could not be told. `remarks` says how the model had to
     be traced, if not in the usual way. `mixing` lists the operators that see all channels at once (layer normalisation,
     a channel shuffle): there, a narrow net computes something else than the full net with the missing channels set to
-    zero.
+    zero. `uniform` takes no width below the share `never_below` of what a ratio asks for.
     """
 
     groups: Mapping[str, ChannelGroup]
@@ -310,6 +311,7 @@ class ChannelSpace:
     notes: tuple[Note, ...] = ()
     remarks: tuple[str, ...] = ()
     mixing: tuple[str, ...] = ()
+    never_below: float = 0.0
 
     def __post_init__(self) -> None:
         if not isinstance(self.groups, Mapping):
@@ -324,13 +326,19 @@ class ChannelSpace:
         return Widths((name, group.choices[0]) for name, group in self.groups.items())
 
     def uniform(self, ratio: float) -> Widths:
-        """Every group at the choice nearest to `ratio` times its size; of two equally near the wider."""
-        if not 0 < ratio <= 1:
-            raise SpaceError(f"a width ratio must lie in (0, 1], got {ratio}")
-        return Widths(
-            (name, min(reversed(group.choices), key=lambda choice: abs(choice - ratio * group.size)))
-            for name, group in self.groups.items()
-        )
+        """Every group at the choice nearest to `ratio` times its size; of two equally near the wider.
+
+        Where that is less than `never_below` of it, at the next wider one (`make_divisible`).
+        """
+        if not isinstance(ratio, Real) or not 0 < ratio <= 1:
+            raise SpaceError(f"a width ratio must lie in (0, 1], got {ratio!r}")
+
+        def width(group: ChannelGroup) -> int:
+            wanted = ratio * group.size
+            enough = [choice for choice in group.choices if choice >= self.never_below * wanted]
+            return min(reversed(enough), key=lambda choice: abs(choice - wanted))
+
+        return Widths((name, width(group)) for name, group in self.groups.items())
 
     def sample(self, rng: random.Random) -> Widths:
         """An independent, uniformly drawn choice for each group."""
@@ -362,11 +370,15 @@ class ChannelSpace:
 
         A bin is `max(divisor, divisor * round(size / bins / divisor))` channels, counted down from the size. "size:32"
         gives bins of so many channels (rounded to a multiple of `divisor`) whatever the size. "paper" is 12 bins of
-        multiples of 8, which the published channel lists obey. Hardware may like a `divisor` of 16 or 32 better. Where
-        the model allows fewer widths (a grouped convolution), the nearest allowed ones are taken.
+        multiples of 8, which the published lists of the mobile networks obey; "paper-from-zero" counts such bins up
+        from nothing, so that the first cut takes what is left over, as in the lists of ResNet-50. "multiples" are all
+        multiples of `divisor`, at which `uniform` then rounds as the papers do (`make_divisible`). Hardware may like a
+        `divisor` of 16 or 32 better. Where the model allows fewer widths (a grouped convolution), the nearest allowed
+        ones are taken.
         """
-        if bins == "paper":
-            bins, divisor = 12, 8
+        if bins in ("paper", "paper-from-zero"):
+            divisor = 8
+        from_zero = bins in ("paper-from-zero", "multiples")
         count, size = parse_bins(bins)
         if divisor < 1 or not 0 < min_ratio <= 1:
             raise SpaceError(
@@ -376,8 +388,15 @@ class ChannelSpace:
         def bin_size(full: int) -> int:
             return max(divisor, divisor * round((full / count if size is None else size) / divisor))
 
-        groups = {name: _binned(group, bin_size(group.size), divisor, min_ratio) for name, group in self.groups.items()}
-        return replace(self, groups=groups)
+        def thinned(group: ChannelGroup) -> ChannelGroup:
+            size, lowest = bin_size(group.size), min_ratio * group.size
+            if bins == "multiples":
+                lowest = min(lowest, make_divisible(lowest, divisor))
+            targets = range(size, group.size, size) if from_zero else range(group.size - size, 0, -size)
+            return _binned(group, targets, divisor, lowest)
+
+        groups = {name: thinned(group) for name, group in self.groups.items()}
+        return replace(self, groups=groups, never_below=0.9 if bins == "multiples" else 0.0)
 
     def with_steps(self, cost: Callable[[Widths], float], least: float = 0.5) -> ChannelSpace:
         """Only the widths at which a measured `cost` (a `LatencyCost`, say) steps down, with all else at full width.
@@ -448,6 +467,7 @@ class ChannelSpace:
             notes=tuple(notes),
             remarks=self.remarks,
             mixing=self.mixing,
+            never_below=self.never_below,
         )
 
     def to_json(self) -> str:
@@ -482,6 +502,7 @@ class ChannelSpace:
             "notes": [asdict(note) for note in self.notes],
             "remarks": list(self.remarks),
             "mixing": list(self.mixing),
+            **({"never_below": self.never_below} if self.never_below else {}),
         }
         return json.dumps(record) + "\n"
 
@@ -519,6 +540,7 @@ class ChannelSpace:
                 notes=notes,
                 remarks=remarks,
                 mixing=mixing,
+                never_below=record.get("never_below", 0.0),
             )
             _check_plain(space)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -538,6 +560,8 @@ class SlimStep:
 
 def _check_plain(space: ChannelSpace) -> None:
     """`SpaceError` unless fields have their types, and axes name groups that there are: what JSON does not promise."""
+    if type(space.never_below) is not float or not 0 <= space.never_below <= 1:
+        raise SpaceError(f"not a channel space: never_below is a share, got {space.never_below!r}")
     nouns: tuple[Any, ...] = (*space.operations, *space.attributes, *space.activations, *space.notes)
     for noun in nouns:
         for each in fields(noun):
@@ -569,20 +593,42 @@ def _short(choices: tuple[int, ...]) -> str:
     return f"{', '.join(map(str, choices[:4]))}, ..., {choices[-1]} ({len(choices)} in all)"
 
 
+def name_of_ratio(ratio: float | str) -> str:
+    """What a run calls the net at a width ratio: its switch, and, with a hyphen, its directory."""
+    return f"width {ratio if isinstance(ratio, str) else f'{ratio:g}'}"
+
+
 def parse_bins(bins: int | str) -> tuple[int, int | None]:
     """How many bins a group is to have, and how many channels a bin, if that was asked for; `SpaceError` otherwise."""
+    if bins in _NAMED_BINS:
+        return _NAMED_BINS[bins]
     kind, _, number = str(bins).rpartition(":")
     if kind in ("", "size") and number.isdigit() and int(number) > 0:
         return (int(number), None) if not kind else (1, int(number))
-    raise SpaceError(f"bins must be a number of at least 1, 'size:16', or 'paper', got {bins!r}")
+    raise SpaceError(
+        f"bins must be a number of at least 1, 'size:16', {', '.join(map(repr, _NAMED_BINS))}, got {bins!r}"
+    )
 
 
-def _binned(group: ChannelGroup, bin_size: int, divisor: int, min_ratio: float) -> ChannelGroup:
-    lowest = min_ratio * group.size
+_NAMED_BINS: Mapping[int | str, tuple[int, int | None]] = {
+    "paper": (12, None),
+    "paper-from-zero": (12, None),
+    "multiples": (1, 1),  # of the divisor, whatever that is
+}
+
+
+def make_divisible(channels: float, divisor: int = 8) -> int:
+    """The nearest multiple of `divisor`, but never less than 90 % of `channels` (MobileNet v2)."""
+    rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)
+    return rounded + divisor if rounded < 0.9 * channels else rounded
+
+
+def _binned(group: ChannelGroup, targets: Iterable[int], divisor: int, lowest: float) -> ChannelGroup:
+    """The group with the choices nearest to `targets`, none of those below `lowest`."""
     allowed = [choice for choice in group.choices if choice >= lowest]
     multiples = [choice for choice in allowed if choice % divisor == 0 and choice < group.size]
     allowed = multiples or allowed[:-1]  # a group without multiples of the divisor keeps the widths it has
-    targets = [target for target in range(group.size - bin_size, 0, -bin_size) if target >= lowest]
+    wanted = [target for target in targets if target >= lowest]
     # ties go to the narrower width, so that a size that is no multiple of the divisor is first cut down to one
-    chosen = {min(allowed, key=lambda choice: (abs(choice - target), choice)) for target in targets if allowed}
+    chosen = {min(allowed, key=lambda choice: (abs(choice - target), choice)) for target in wanted if allowed}
     return replace(group, choices=(*sorted(chosen), group.size))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from numbers import Real
 from typing import Any
 
 import torch
@@ -82,11 +83,10 @@ def sandwich_backward(
     net (US-Net); its widest and narrowest nets then are those of these ratios. `backward(loss)` sends a loss back: give
     `accelerator.backward`, or `lambda loss: scaler.scale(loss).backward()`. Returns the losses by name.
     """
-    if num_random < 0:
-        raise SpaceError(f"num_random must be at least 0, got {num_random}")
+    if not isinstance(num_random, int) or num_random < 0:
+        raise SpaceError(f"num_random must be a whole number of at least 0, got {num_random!r}")
     space = supernet.space
-    if ratios is not None and not 0 < ratios[0] <= ratios[1] <= 1:
-        raise SpaceError(f"ratios must ascend and lie in (0, 1], got {ratios}")
+    _check_range(ratios)
     widest = None if ratios is None else space.uniform(ratios[1])
     students: dict[str, Widths] = {"narrowest": space.smallest() if ratios is None else space.uniform(ratios[0])}
     for index in range(num_random):
@@ -96,6 +96,14 @@ def sandwich_backward(
     return backward_in_turn(
         {name: partial(supernet, images, widths) for name, widths in nets.items()}, targets, loss, distill, backward
     )
+
+
+def _check_range(ratios: object) -> None:
+    if ratios is None:
+        return
+    is_pair = isinstance(ratios, Sequence) and len(ratios) == 2 and all(isinstance(ratio, Real) for ratio in ratios)
+    if not is_pair or not 0 < ratios[0] <= ratios[1] <= 1:  # type: ignore[index]
+        raise SpaceError(f"ratios must be two that ascend and lie in (0, 1], as (0.25, 1.0), got {ratios!r}")
 
 
 def backward_in_turn(

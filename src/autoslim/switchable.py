@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import pairwise
+from numbers import Real
 from typing import Any
 
 import torch
@@ -13,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from autoslim.errors import SpaceError, nearest
 from autoslim.losses import Backward, Loss, plain_backward
 from autoslim.slicing import check_model, cut, extract, put_back, run_subnet
-from autoslim.space import ChannelSpace, Widths
+from autoslim.space import ChannelSpace, Widths, name_of_ratio
 from autoslim.supernet import backward_in_turn
 from autoslim.tracing import split_input
 
@@ -24,14 +26,15 @@ class SwitchableNet(nn.Module):
     """An S-Net: all weights shared, a private copy of every BatchNorm layer for each switch (S-Net, section 3.3).
 
     `switches` are width ratios, or widths by name (to train the nets that a search found together). The first is used
-    until `switch(name)` chooses another; `net(x, "0.5")` runs one without choosing it. A private layer holds the
-    channels of its switch only: weight, bias and running statistics alike.
+    until `switch(name)` chooses another; `net(x, "0.5")` runs one without choosing it. A number finds the switch of
+    that ratio: 0.5 is "0.5", or "width 0.5" as a run names it. A private layer holds the channels of its switch only:
+    weight, bias and running statistics alike.
 
     With `private=False` the switches share the model's own BatchNorm layers, running statistics too: the ablation of
     the paper, whose nets train well and fail in evaluation. Layers that are no BatchNorm are always shared.
 
-    The model is used as it is, not copied; its own BatchNorm layers are not, unless `private=False`. Raises
-    `SpaceError` for a ratio or widths that the space does not have.
+    The model is used as it is, not copied; its own BatchNorm layers are not, unless `private=False`, and are in neither
+    `parameters()` nor `state_dict()`. Raises `SpaceError` for a ratio or widths that the space does not have.
     """
 
     def __init__(self, model: nn.Module, space: ChannelSpace, switches: Switches, *, private: bool = True) -> None:
@@ -45,6 +48,23 @@ class SwitchableNet(nn.Module):
         nets = [extract(model, space, widths) for widths in self.switches.values()] if private else []
         self.norms = nn.ModuleList(_nested({name: net.get_submodule(name) for name in self._layers}) for net in nets)
         self._current = next(iter(self.switches))
+        self._unused = _tensors_of_batchnorm(model, "shared") if private else frozenset()
+        self.register_state_dict_post_hook(_without_unused)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_with_unused)  # type: ignore[no-untyped-call]
+
+    @property
+    def unused(self) -> frozenset[str]:
+        """Names of the model's own BatchNorm tensors, in whose place the private ones are used."""
+        return self._unused
+
+    def named_parameters(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Parameter]]:
+        """Of all switches, and what they share; without `unused`."""
+        start = f"{prefix}." if prefix else ""
+        for name, parameter in super().named_parameters(prefix, recurse, remove_duplicate):
+            if name.removeprefix(start) not in self._unused:
+                yield name, parameter
 
     @property
     def model(self) -> nn.Module:
@@ -105,10 +125,40 @@ class SwitchableNet(nn.Module):
         return net
 
     def _name(self, which: float | str) -> str:
-        name = which if isinstance(which, str) else f"{which:g}"
-        if name not in self.switches:
-            raise SpaceError(f"no switch {name!r}; {nearest(name, self.switches)}")
-        return name
+        """The switch of a name or of a ratio, which a run calls "width 0.5"."""
+        if not isinstance(which, (str, Real)):
+            raise SpaceError(f"a switch is a ratio or a name, got {which!r}; {nearest('', self.switches)}")
+        name = which if isinstance(which, str) else f"{float(which):g}"
+        for each in (name, name_of_ratio(name)):
+            if each in self.switches:
+                return each
+        raise SpaceError(f"no switch {name!r}; {nearest(name, self.switches)}")
+
+
+def _tensors_of_batchnorm(model: nn.Module, prefix: str) -> frozenset[str]:
+    """Names of the parameters and buffers of all BatchNorm layers, every one that a shared layer has."""
+    layers = model.named_modules(prefix=prefix, remove_duplicate=False)
+    return frozenset(
+        f"{name}.{key}"
+        for name, module in layers
+        if isinstance(module, _BatchNorm)
+        for key, tensor in (*module._parameters.items(), *module._buffers.items())
+        if tensor is not None
+    )
+
+
+def _without_unused(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+    assert isinstance(module, SwitchableNet)
+    for name in module.unused:
+        state.pop(prefix + name, None)
+
+
+def _with_unused(module: nn.Module, state: dict[str, Any], prefix: str, *rest: Any) -> None:
+    """What `state_dict` leaves out, and older versions did not, stays as it is."""
+    assert isinstance(module, SwitchableNet)
+    for name in module.unused:
+        layer, _, key = name.rpartition(".")
+        state[prefix + name] = getattr(module.get_submodule(layer), key)
 
 
 def switch_backward(
@@ -131,14 +181,28 @@ def switch_backward(
 
 def _named(space: ChannelSpace, switches: Switches) -> dict[str, Widths]:
     if isinstance(switches, Mapping):
-        named = dict(switches)
+        named = {str(name): widths for name, widths in switches.items()}
+    elif isinstance(switches, str) or not isinstance(switches, Iterable):
+        raise SpaceError(f"switches are width ratios, such as [1.0, 0.5], or widths by name, got {switches!r}")
     else:
-        named = {f"{ratio:g}": space.uniform(ratio) for ratio in sorted(switches, reverse=True)}
+        named = named_ratios(space, list(switches))
     if not named:
         raise SpaceError("an S-Net needs at least one switch, such as 1.0")
-    for widths in named.values():
+    for name, widths in named.items():
+        if not isinstance(widths, Mapping):
+            raise SpaceError(f"switch {name!r} needs widths, such as space.uniform(0.5), got {widths!r}")
         space.check(widths)
     return named
+
+
+def named_ratios(space: ChannelSpace, ratios: Sequence[float], name: str = "{:g}") -> dict[str, Widths]:
+    """Uniform widths by name, the widest first; `SpaceError` where two would be the same net."""
+    pairs = sorted(((ratio, space.uniform(ratio)) for ratio in ratios), key=lambda pair: -pair[0])
+    for (wide, widths), (narrow, others) in pairwise(pairs):
+        if widths == others:
+            also = "given twice" if wide == narrow else f"the same widths as {wide:g} in this space, which rounds them"
+            raise SpaceError(f"switch {narrow:g} is {also}; leave one out, or choose finer space.bins and divisor")
+    return {name.format(ratio): widths for ratio, widths in pairs}
 
 
 def _nested(layers: Mapping[str, nn.Module]) -> nn.Module:

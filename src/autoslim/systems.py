@@ -10,9 +10,9 @@ from torch import nn
 from autoslim.calibrate import recalibrate_batchnorm
 from autoslim.config import Config
 from autoslim.slicing import extract
-from autoslim.space import ChannelSpace, Widths
+from autoslim.space import ChannelSpace, Widths, name_of_ratio
 from autoslim.supernet import Supernet
-from autoslim.switchable import SwitchableNet
+from autoslim.switchable import SwitchableNet, named_ratios
 from autoslim.train import Step, sandwich_step, switch_step
 
 Net = Supernet | SwitchableNet
@@ -21,7 +21,7 @@ Net = Supernet | SwitchableNet
 def build_net(config: Config, model: nn.Module, space: ChannelSpace) -> Net:
     """The network that shares its weights among all widths; of an I-Net, which shares none, only a handle."""
     if config.system in ("s-net", "shared-bn"):
-        widths = widths_of_ratios(space, config.ratios)
+        widths = named_ratios(space, config.ratios, name_of_ratio("{:g}"))
         return SwitchableNet(model, space, widths, private=config.system == "s-net")
     return Supernet(model, space)
 
@@ -48,4 +48,4 @@ def net_at(net: Net, name: str, widths: Widths, batches: Iterable[Any]) -> nn.Mo
 
 def widths_of_ratios(space: ChannelSpace, ratios: Iterable[float]) -> Mapping[str, Widths]:
     """Uniform widths by the name of their ratio, the widest first."""
-    return {f"width {ratio:g}": space.uniform(ratio) for ratio in sorted(ratios, reverse=True)}
+    return {name_of_ratio(ratio): space.uniform(ratio) for ratio in sorted(ratios, reverse=True)}

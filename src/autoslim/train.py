@@ -359,7 +359,7 @@ class Training:
         self._load_optimizer(parts["optimizer"], parts["group"], record)
         if self.average is not None:
             own = unshared(self.model)
-            for name, tensor in parts["ema"].items():
+            for name, tensor in _used(self.model, parts["ema"]).items():
                 if name not in own or own[name].shape != tensor.shape:
                     raise RunError(f"the checkpoint belongs to another network: {name!r} does not fit")
                 self.average.tensors[name] = tensor.to(own[name].device).clone()
@@ -578,9 +578,16 @@ def unshared(model: nn.Module) -> dict[str, Tensor]:
     return tensors
 
 
+def _used(model: nn.Module, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Files of older versions have the BatchNorm tensors of S-Nets too that no switch uses."""
+    if not isinstance(model, SwitchableNet):
+        return tensors
+    return {name: tensor for name, tensor in tensors.items() if name not in model.unused}
+
+
 def load_unshared(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Copy what `unshared` gave into a model of the same shape; `RunError` if it does not fit."""
-    own = unshared(model)
+    own, tensors = unshared(model), _used(model, tensors)
     for name in {**own, **tensors}:
         if name not in own or name not in tensors or own[name].shape != tensors[name].shape:
             raise RunError(f"the saved tensors belong to another network: {name!r} does not fit")

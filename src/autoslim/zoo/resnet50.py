@@ -1,13 +1,13 @@
-"""ResNet-50 with stride in the 3x3 convolution, and ResNet-20 and 56 for small images (He et al. 2015)."""
+"""ResNet-50 (He et al. 2015) with stride in the 3x3 convolution."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor, nn
+from torch import nn
 
 from autoslim.errors import ConfigError
-from autoslim.zoo.layers import Classifier, checked, conv_bn, relu, scaled
+from autoslim.zoo.layers import Classifier, Residual, check_options, checked, conv_bn, relu, scaled
 
 _BLOCKS = (3, 4, 6, 3)
 
@@ -26,6 +26,7 @@ def resnet50(
     then per stage stage_out and per block (mid1, mid2, out), num_classes]. With `stem_stride=1` (small images) the stem
     is a 3x3 convolution and there is no pooling after it. Raises `ConfigError`.
     """
+    check_options(width, channels, num_classes=num_classes, in_channels=in_channels, stem_stride=stem_stride)
     if channels is None:
         plan = scaled([64], width)
         for index, blocks in enumerate(_BLOCKS):
@@ -59,47 +60,3 @@ def resnet50(
             features.append(Residual(main, incoming, outgoing, 2 if stage and index == 0 else 1))
             incoming = outgoing
     return Classifier(nn.Sequential(*features), incoming, num_classes)
-
-
-def resnet20(width: float = 1.0, *, num_classes: int = 10, in_channels: int = 3) -> nn.Module:
-    """ResNet-20 (He et al. 2015) for images (N, in_channels, H, W) of about 32 pixels; logits (N, num_classes).
-
-    `width` multiplies 16-32-64, rounded to multiples of 8. Shortcuts are 1x1 projections where the shape changes.
-    Raises `ConfigError`.
-    """
-    return _small_resnet(3, width, num_classes, in_channels)
-
-
-def resnet56(width: float = 1.0, *, num_classes: int = 10, in_channels: int = 3) -> nn.Module:
-    """ResNet-56 (He et al. 2015): as `resnet20`, with nine blocks per stage instead of three."""
-    return _small_resnet(9, width, num_classes, in_channels)
-
-
-def _small_resnet(blocks: int, width: float, num_classes: int, in_channels: int) -> nn.Module:
-    plan = scaled([16, 16, 32, 64], width)
-    features: list[nn.Module] = [conv_bn(in_channels, plan[0], 3, activation=relu)]
-    incoming = plan[0]
-    for stage, outgoing in enumerate(plan[1:]):
-        for index in range(blocks):
-            stride = 2 if stage and index == 0 else 1
-            main = nn.Sequential(
-                conv_bn(incoming, outgoing, 3, stride, activation=relu), conv_bn(outgoing, outgoing, 3)
-            )
-            features.append(Residual(main, incoming, outgoing, stride))
-            incoming = outgoing
-    return Classifier(nn.Sequential(*features), incoming, num_classes)
-
-
-class Residual(nn.Module):
-    """relu(main(x) + shortcut(x)); the shortcut is a 1x1 projection where the shape changes."""
-
-    def __init__(self, main: nn.Sequential, incoming: int, outgoing: int, stride: int) -> None:
-        super().__init__()
-        self.main = main
-        same = stride == 1 and incoming == outgoing
-        self.shortcut = nn.Identity() if same else conv_bn(incoming, outgoing, 1, stride)
-        self.activation = relu()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) to (N, C', H / stride, W / stride)."""
-        return self.activation(self.main(x) + self.shortcut(x))  # type: ignore[no-any-return]
