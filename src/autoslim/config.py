@@ -72,7 +72,7 @@ class SpaceConfig(_Strict):
     def _bins(cls, bins: Any) -> Any:
         try:
             if bins != "measured":
-                parse_bins(bins)
+                parse_bins(bins if isinstance(bins, (int, str)) else repr(bins))
         except SpaceError as error:
             raise SpaceError(f"space.{error} (or 'measured')") from None
         return bins
