@@ -71,6 +71,12 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:
         shown = getattr(error, "format_message", None)  # a mistake in the arguments, as click reports it
         if shown is None:
+            if _is_out_of_memory(error):
+                what = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                return _fail(
+                    f"out of memory ({what[:200]}); take smaller batches (train.batch_size, slim.batch_size), smaller "
+                    "images (data.image_size), or stream them (a lower data.memory_gb)"
+                )
             if type(error).__name__ == "Abort":
                 return _stopped()
             raise
@@ -80,6 +86,14 @@ def main(arguments: list[str] | None = None) -> int:
         )
         return 2
     return 0
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    if "torch" not in sys.modules:
+        return isinstance(error, MemoryError)
+    from autoslim.memory import is_out_of_memory
+
+    return is_out_of_memory(error)
 
 
 def _stopped() -> int:

@@ -29,6 +29,7 @@ from autoslim.interruption import interruption
 from autoslim.judge import SCORES, Judge, RacingJudge, ReuseJudge, evaluate, make_judge
 from autoslim.latency import latencies, spread
 from autoslim.launch import launched
+from autoslim.memory import in_smaller_batches, is_out_of_memory, naming_memory, parts_of
 from autoslim.models import build_model
 from autoslim.optimizers import make_optimizer, make_schedule
 from autoslim.path import read_path
@@ -122,11 +123,11 @@ class Job:
             **options,
         )
 
-    def calibration(self) -> list[Tensor]:
-        """Training images for BatchNorm statistics, without augmentation."""
+    def calibration(self, size: int | None = None) -> list[Tensor]:
+        """Training images for BatchNorm statistics, without augmentation, in batches of `size`."""
         order = torch.randperm(len(self.data.train), generator=torch.Generator().manual_seed(self.config.seed))
         chosen = self.data.train.subset(order[: self.config.calibration_images])
-        return [images for images, _ in self.batches(chosen, self._within(250))]
+        return [images for images, _ in self.batches(chosen, size or self.within(250))]
 
     def held_out(self) -> list[tuple[Tensor, Tensor]]:
         """The images of the search in batches of about equal size, chosen once by the seed."""
@@ -135,11 +136,11 @@ class Job:
         count = math.ceil(len(chosen) / self.fit.batch_size)
         return list(self.batches(chosen, math.ceil(len(chosen) / count)))
 
-    def test(self) -> Batches:
+    def test(self, size: int) -> Batches:
         """The test images, never looked at by training or search."""
-        return self.batches(self.data.test, self._within(500))
+        return self.batches(self.data.test, size)
 
-    def _within(self, size: int) -> int:
+    def within(self, size: int) -> int:
         """A size of batches that memory may limit; the result does not depend on it."""
         return size if self.config.slim.memory_gb is None else min(size, self.fit.batch_size)
 
@@ -218,7 +219,7 @@ def prepare(run: Run, progress: Progress) -> Job:
 
 def _fit(run: Run, space: ChannelSpace) -> Fit:
     """The batches that the search of a run was begun with, or those that its memory allows."""
-    if run.batches.exists():
+    if run.batches.exists() and run.slim_log.exists():
         record = read_checked(run.batches, BATCHES)
         return Fit(record["batch_size"], record["keep_bytes"])
     slim = run.config.slim
@@ -345,7 +346,7 @@ def train_stage(job: Job) -> None:
     (run.supernet / "checkpoint.safetensors").unlink(missing_ok=True)
     if not metrics.exists():
         name, widths = _widest(job)
-        accuracy = evaluate(net_at(job.net, name, widths, job.calibration()), job.test())
+        accuracy = _tested(job, _net_at(job, name, widths))
         write_json(metrics, {**job.figures(widths), "accuracy": accuracy})
         job.progress.say(f"supernet: its widest net has {accuracy:.1%} on the test images")
 
@@ -362,14 +363,24 @@ def _accuracies(job: Job) -> Callable[[], dict[str, Any]]:
     if isinstance(job.net, SwitchableNet):
         return _accuracies_of_switches(job.net, images)
     judge = Judge(job.net, images, "accuracy")
-    return lambda: {"accuracy": judge(job.space.full())}
+
+    def measure() -> dict[str, Any]:
+        try:
+            return {"accuracy": judge(job.space.full())}
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+        job.progress.say(f"out of memory for the held-out accuracy{_smaller_search(job)}; the search will need that")
+        return {}  # a trained epoch is worth more
+
+    return measure
 
 
 def _accuracies_of_switches(
     net: SwitchableNet, images: Sequence[tuple[Tensor, Tensor]]
 ) -> Callable[[], dict[str, Any]]:
     def measure() -> dict[str, Any]:
-        accuracies = {name: evaluate(net.switch(name), images) for name in net.switches}
+        accuracies = {name: _held_out_accuracy(net.switch(name), images) for name in net.switches}
         return {"accuracy": next(iter(accuracies.values())), "switches": accuracies}
 
     return measure
@@ -392,7 +403,7 @@ def slim_stage(job: Job) -> None:
     steps = agreed(lambda: read_path(job.run, job.space, job.costs["macs"]))
     images = job.held_out()
     slim, fit = job.config.slim, job.fit
-    if slim.memory_gb is not None and not job.run.batches.exists():
+    if slim.memory_gb is not None and not steps:
         kept = (
             f"up to {fit.keep_bytes / 1e9:.2g} GB of a pass are kept" if fit.keep_bytes else "nothing is kept of a pass"
         )
@@ -417,7 +428,7 @@ def slim_stage(job: Job) -> None:
         on_candidate=lambda group, score: advance(_share_done(job, current, group), f"step {len(steps) + 1}"),
     )
     current = start
-    with job.progress.bar("search", 1.0) as advance:
+    with job.progress.bar("search", 1.0) as advance, naming_memory(_smaller_search(job)):
         for step in path:
             steps.append(step)
             current = step.widths
@@ -437,14 +448,15 @@ def slim_stage(job: Job) -> None:
         job.progress.say(f"search: {budget.text} is met after {_steps_to(steps, widths)} steps")
         moves: list[dict[str, Any]] = []
         if job.config.slim.exchange:
-            widths, moves = _exchanged(job, budget, judge, widths)
+            with naming_memory(_smaller_search(job)):
+                widths, moves = _exchanged(job, budget, judge, widths)
             job.progress.say(f"search: {budget.text} was bettered by {len(moves)} exchanges of bins")
         if not world().is_main:
             continue
         supernet = read_checked(job.run.supernet / "metrics.json", FULL_METRICS)
         write_whole(directory / "widths.json", widths.to_json())
-        found = net_at(job.net, budget.text, widths, job.calibration())
-        accuracy = {"supernet": supernet["accuracy"], "found": evaluate(found, job.test())}
+        found = _net_at(job, budget.text, widths)
+        accuracy = {"supernet": supernet["accuracy"], "found": _tested(job, found)}
         accuracy = known.get("accuracy", {}) | accuracy  # one taken from the path may have been retrained before
         metrics = known | {"budget": budget.text, **job.figures(widths), "accuracy": accuracy}
         write_json(directory / "metrics.json", metrics | ({"exchanges": moves} if moves else {}))
@@ -504,8 +516,8 @@ def _take_ratios(job: Job) -> None:
         accuracy = {"supernet": supernet["accuracy"]}
         write_whole(directory / "widths.json", chosen.to_json())
         if job.config.system != "i-net":
-            net = net_at(job.net, budget.text, chosen, job.calibration())
-            accuracy["found"] = evaluate(net, job.test())
+            net = _net_at(job, budget.text, chosen)
+            accuracy["found"] = _tested(job, net)
             job.save(directory, net, job.space, chosen)
             job.progress.say(f"{budget.text}: {accuracy['found']:.1%} on the test images")
         metrics = {"budget": budget.text, "ratio": ratio, **job.figures(chosen), "accuracy": accuracy}
@@ -542,7 +554,7 @@ def retrain_stage(job: Job) -> None:
             net = _retrained(job, plan)
         if not world().is_main:
             continue
-        metrics["accuracy"][plan.kind] = evaluate(net, job.test())
+        metrics["accuracy"][plan.kind] = _tested(job, net)
         write_json(path, metrics)
         job.progress.say(f"{plan.kind} {plan.budget}: {metrics['accuracy'][plan.kind]:.1%} on the test images")
 
@@ -716,19 +728,50 @@ def _retrained(job: Job, plan: _Plan) -> nn.Module:
     origin = job.model if recipe.init == "supernet" else fresh_model(config)
     net = extract(origin, plan.space, plan.widths).to(job.device)
     if recipe.init == "supernet":
-        recalibrate_batchnorm(net, job.calibration())
+        in_smaller_batches(
+            lambda size: recalibrate_batchnorm(net, job.calibration(size)), job.within(250), "recalibrating BatchNorm"
+        )
     if recipe.channels_last:
         net = net.to(memory_format=torch.channels_last)
     teacher = None
     if recipe.distill > 0:
-        teacher = net_at(job.net, "full", job.space.full(), job.calibration()).eval()
+        teacher = _net_at(job, "full", job.space.full()).eval()
     step = plain_step(net, recipe, None, teacher, recipe.distill)
     held_out = job.held_out()
     stage = f"{plan.kind} {plan.budget}"
-    _train(job, stage, net, recipe, step, plan.directory, lambda: {"accuracy": evaluate(net, held_out)})
+    _train(job, stage, net, recipe, step, plan.directory, lambda: {"accuracy": _held_out_accuracy(net, held_out)})
     job.save(plan.directory, net, plan.space, plan.widths)
     _drop_checkpoint(plan.directory)
     return net
+
+
+# in smaller batches where memory does not suffice, for what does not depend on them
+
+
+def _tested(job: Job, net: nn.Module) -> float:
+    """Accuracy on the test images."""
+    return in_smaller_batches(lambda size: evaluate(net, job.test(size)), job.within(500), "evaluating the test images")
+
+
+def _held_out_accuracy(net: nn.Module, images: Sequence[tuple[Tensor, Tensor]]) -> float:
+    largest = max(len(targets) for _, targets in images)
+    return in_smaller_batches(
+        lambda size: evaluate(net, parts_of(images, size)), largest, "evaluating the held-out images"
+    )
+
+
+def _net_at(job: Job, name: str, widths: Widths) -> nn.Module:
+    """`net_at` on the calibration images."""
+    return in_smaller_batches(
+        lambda size: net_at(job.net, name, widths, job.calibration(size)), job.within(250), "recalibrating BatchNorm"
+    )
+
+
+def _smaller_search(job: Job) -> str:
+    """What to do where batches of the search do not fit; BatchNorm looks at them, so they are the user's to choose."""
+    size, begun = job.fit.batch_size, job.run.slim_log
+    how = f"; the search judges nets on batches of {size}: set slim.batch_size={max(2, size // 2)} or slim.memory_gb"
+    return how + (f", and delete {begun}: its scores are of other batches" if begun.exists() else "")
 
 
 def _drop_checkpoint(directory: Path) -> None:

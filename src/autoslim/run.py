@@ -31,6 +31,7 @@ _MAY_CHANGE = {
     "data.prefetch",
     *(f"{part}.{key}" for part in ("train", "retrain") for key in ("on_nan", "checkpointing")),
 }
+_BEFORE_SEARCH = {"slim.batch_size", "slim.memory_gb", "slim.keep_gb"}  # where they turn out to be too much memory
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ def open_run(root: Path, config: Config) -> Run:
     Nothing is written before `begin_run`, and until something was computed the configuration may change. Raises
     `RunError`, naming the keys that differ, if it was begun with another one; only the budgets, for the path of the
     search is kept, and what no result depends on (`on_nan`, `checkpointing`, how many processes read images) may
-    change at any time. `threads` left open in `config` are those the run was begun with.
+    change at any time, and the batches of the search before its first step. `threads` left open in `config` are those the run was begun with.
     """
     slugs = [_slug(budget) for budget in config.slim.budgets]
     if len(set(slugs)) < len(slugs):
@@ -151,7 +152,7 @@ def open_run(root: Path, config: Config) -> Run:
         config = config.model_copy(update={"threads": run.config.threads})
     before, after = _flat(run.config.plain()), _flat(config.plain())
     different = [key for key in {**before, **after} if before.get(key) != after.get(key)]
-    if not set(different) - _MAY_CHANGE:
+    if not set(different) - _MAY_CHANGE - (set() if run.slim_log.exists() else _BEFORE_SEARCH):
         return replace(run, config=config)
     if not run.supernet.exists():
         return _new_run(root, config)
