@@ -21,13 +21,16 @@ _TEXTS = (
     "not enough memory",
     "could not create a memory",
 )
+_NO_KERNEL = (
+    "could not create a primitive"  # of oneDNN without room for its code; one it does not have is a "descriptor"
+)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Is it that? CUDA and the CPU allocator have different errors for it, and oneDNN yet another."""
     text = str(error).lower()
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-        isinstance(error, RuntimeError) and any(part in text for part in _TEXTS)
+        isinstance(error, RuntimeError) and (any(part in text for part in _TEXTS) or text.strip() == _NO_KERNEL)
     )
 
 
@@ -49,7 +52,7 @@ def fitting_batch(run: Callable[[int], object], size: int) -> int | None:
 
 
 def in_smaller_batches(run: Callable[[int], T], size: int, work: str) -> T:
-    """`run(size)`, or that of the half, quarter ... of it, where memory does not suffice; for what does not depend on it.
+    """`run(size)`, or `run` of its half, quarter ... where memory does not suffice: for what does not depend on it.
 
     Raises `TrainError`, naming the `work`, if one sample is too many.
     """
@@ -71,7 +74,7 @@ def in_smaller_batches(run: Callable[[int], T], size: int, work: str) -> T:
 def parts_of(batches: Iterable[tuple[Tensor, Tensor]], size: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches of at most `size` samples."""
     for inputs, targets in batches:
-        yield from zip(inputs.split(size), targets.split(size), strict=True)
+        yield from zip(torch.split(inputs, size), torch.split(targets, size), strict=True)
 
 
 @contextmanager
