@@ -8,7 +8,7 @@ beside the gradients (losses, a signal to stop) rides in the same buffer. So a s
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -23,6 +23,7 @@ from autoslim.launch import launched
 
 T = TypeVar("T")
 _PATIENCE = timedelta(hours=3)  # rank 0 evaluates and exports alone while the others wait
+_SAME_TIME = timedelta(seconds=10)  # so far apart may ranks find the same mistake
 
 
 @dataclass(frozen=True)
@@ -79,11 +80,27 @@ def joined(device: str) -> Iterator[World]:
         yield world()
     except AutoSlimError as error:
         if launch.is_main:
+            _tell(store, str(error))
             raise
-        if isinstance(error, _SaidByMain):
+        if isinstance(error, _SaidByMain) or _was_told(store, str(error)):
             raise SystemExit(2) from error
         raise type(error)(f"rank {launch.rank} of {launch.size}: {error}") from error
     dist.destroy_process_group()
+
+
+def _tell(store: dist.Store, mistake: str) -> None:
+    """As rank 0: all ranks may have made the same mistake, and one line is enough."""
+    with suppress(RuntimeError):
+        store.set("mistake", mistake)
+
+
+def _was_told(store: dist.Store, mistake: str) -> bool:
+    """Did rank 0 say the same?"""
+    try:
+        store.wait(["mistake"], _SAME_TIME)
+        return store.get("mistake").decode() == mistake  # type: ignore[no-any-return]
+    except (RuntimeError, UnicodeError):
+        return False
 
 
 def local_device(device: str) -> str:
