@@ -55,7 +55,8 @@ def test_what_does_not_depend_on_batches_is_evaluated_in_smaller_ones(
     monkeypatch.setenv("EVALUATED", "30")
     assert run("run", limited, "--run-dir", "parts") == 0
     whole, parts = (
-        json.loads((in_tmp / name / "results.json").read_text())["subnets"][0]["accuracy"] for name in ("whole", "parts")
+        json.loads((in_tmp / name / "results.json").read_text())["subnets"][0]["accuracy"]
+        for name in ("whole", "parts")
     )
     assert parts == pytest.approx(whole, abs=0.011)  # sums of statistics are rounded in another order
 

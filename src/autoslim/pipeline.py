@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 import statistics
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from autoslim.batching import Fit, fit_batches
 from autoslim.calibrate import recalibrate_batchnorm
+from autoslim.checkpointing import blocks_of
 from autoslim.config import Config
 from autoslim.cost import LATENCY, Cost, JointCost, MacCost, costs_of, figures_of, resolve_budget, slimmable_share
 from autoslim.data import Batches, ImageData, ImageSet, StreamedSet, load_data, usual_workers, worker_ended
@@ -43,6 +45,7 @@ from autoslim.records import (
     FULL_METRICS,
     MOVE,
     NET_METRICS,
+    SEED_METRICS,
     STEP,
     naming,
     read_checked,
@@ -88,6 +91,7 @@ class Job:
     budgets: list[Budgeted]  # from the highest limit on
     device: torch.device
     fit: Fit  # batches of the search, and what may be kept of a pass
+    seed: int  # of what is trained; data and search have that of the configuration
 
     @property
     def model(self) -> nn.Module:
@@ -115,7 +119,7 @@ class Job:
             batch_size,
             mean=self.data.mean,
             std=self.data.std,
-            seed=self.config.seed,
+            seed=self.config.seed if recipe is None else self.seed,
             device=self.device,
             channels_last=layout.channels_last,
             workers=_workers(self.config),
@@ -198,9 +202,14 @@ def prepare(run: Run, progress: Progress) -> Job:
     if kept is not None:
         with naming(trained):
             load_unshared(net, kept)
-    job = Job(run, progress, data, net, every, space, costs, budgets, device, agreed(lambda: _fit(run, space)))
+    fit = agreed(lambda: _fit(run, space))
+    job = Job(run, progress, data, net, every, space, costs, budgets, device, fit, config.seed)
     for recipe in (config.train, config.retrain):
         batches = job.batches(data.train, recipe.batch_size, recipe)  # names what cannot be, as all of these do
+        if recipe.checkpointing and not blocks_of(model):
+            raise ConfigError(
+                f"checkpointing: model {config.model!r} has no blocks of layers to recompute; leave it out"
+            )
         make_optimizer(net, recipe)
         make_schedule(recipe, len(batches))
     if config.system == "i-net":
@@ -252,11 +261,12 @@ def _budgets(config: Config, space: ChannelSpace, costs: Mapping[str, Cost]) -> 
     return [Budgeted(name, costs["macs"], costs["macs"](each)) for name, each in widths.items()]
 
 
-def fresh_model(config: Config) -> nn.Module:
-    """The network of the configuration, with the weights its seed gives."""
+def fresh_model(config: Config, seed: int | None = None) -> nn.Module:
+    """The network of the configuration, with the weights its seed gives, or another one."""
+    seed = config.seed if seed is None else seed
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        random.seed(config.seed)
+        torch.manual_seed(seed)
+        random.seed(seed)
         return build_model(config.model, config.model_args)
 
 
@@ -544,8 +554,8 @@ def retrain_stage(job: Job) -> None:
         return
     plans = agreed(lambda: [plan for budget in job.budgets for plan in _plans(job, budget.text)])
     for plan in plans:
-        path = job.run.subnet(plan.budget) / "metrics.json"
-        metrics: dict[str, Any] = agreed(partial(read_checked, path, NET_METRICS))
+        path = job.run.seeded(plan.budget, job.seed) / "metrics.json"
+        metrics: dict[str, Any] = agreed(partial(_figures_by_seed, job, path))
         if plan.kind in metrics["accuracy"]:
             continue
         if job.config.retrain.jointly and job.config.system == "autoslim":
@@ -556,20 +566,32 @@ def retrain_stage(job: Job) -> None:
             continue
         metrics["accuracy"][plan.kind] = _tested(job, net)
         write_json(path, metrics)
-        job.progress.say(f"{plan.kind} {plan.budget}: {metrics['accuracy'][plan.kind]:.1%} on the test images")
+        job.progress.say(f"{_stage_of(job, plan)}: {metrics['accuracy'][plan.kind]:.1%} on the test images")
+
+
+def _stage_of(job: Job, plan: _Plan) -> str:
+    """What a training is called in the log."""
+    return f"{plan.kind} {plan.budget}" + (f" seed {job.seed}" if job.seed != job.config.seed else "")
+
+
+def _figures_by_seed(job: Job, path: Path) -> dict[str, Any]:
+    """What is known of a net as the seed of the job trains it."""
+    if job.seed == job.config.seed:
+        return read_checked(path, NET_METRICS)
+    return read_checked(path, SEED_METRICS) if path.exists() else {"seed": job.seed, "accuracy": {}}
 
 
 def _plans(job: Job, budget: str) -> list[_Plan]:
-    directory = job.run.subnet(budget)
+    directory, home = job.run.subnet(budget), job.run.seeded(budget, job.seed)
     metrics = read_checked(_need(directory / "metrics.json", "slim"), NET_METRICS)
     widths = read_widths(_need(directory / "widths.json", "slim"), job.space)
-    plans = [_Plan("retrained", budget, directory, job.space, widths)]
+    plans = [_Plan("retrained", budget, home, job.space, widths)]
     if job.config.retrain.uniform and job.config.system == "autoslim":
         ratio, uniform = uniform_like(job.every, MacCost(job.every), metrics["macs"])
         figures = {"macs": job.figures(uniform, job.every)["macs"], "ratio": round(ratio, 4)}
-        if metrics.get("uniform") != figures:
+        if metrics.get("uniform") != figures and home == directory:  # else another process may write there
             write_json(directory / "metrics.json", metrics | {"uniform": figures})
-        plans.append(_Plan("uniform", budget, directory / "uniform", job.every, uniform))
+        plans.append(_Plan("uniform", budget, home / "uniform", job.every, uniform))
     return plans
 
 
@@ -618,6 +640,8 @@ def report_stage(job: Job) -> dict[str, Any]:
         metrics = read_checked(_need(run.subnet(budget.text) / "metrics.json", "slim"), NET_METRICS)
         accuracy = {kind: metrics["accuracy"].get(kind) for kind in ("supernet", "found", "retrained", "uniform")}
         subnets.append({**metrics, "accuracy": accuracy, "latency_ms": metrics.get("latency_ms")})
+        if seeds := _over_seeds(job, budget.text, accuracy):
+            subnets[-1]["seeds"] = seeds
     results = {
         "model": job.config.model,
         "system": job.config.system,
@@ -631,6 +655,21 @@ def report_stage(job: Job) -> dict[str, Any]:
     elif job.config.export.report is not False:
         write_whole(run.report, render_report(_report_record(job, results)))
     return results
+
+
+def _over_seeds(job: Job, budget: str, accuracy: Mapping[str, float | None]) -> dict[str, Any]:
+    """Mean and standard deviation of the accuracy of nets that were retrained by several seeds, by kind."""
+    found: dict[str, dict[str, float]] = {}
+    by_seed = {seed: read_checked(path, SEED_METRICS)["accuracy"] for seed, path in job.run.seeds(budget).items()}
+    for seed, known in {job.config.seed: accuracy, **by_seed}.items():
+        for kind in ("retrained", "uniform"):
+            if (value := known.get(kind)) is not None:
+                found.setdefault(kind, {})[str(seed)] = value
+    return {
+        kind: {"mean": statistics.mean(each.values()), "std": statistics.stdev(each.values()), "accuracies": each}
+        for kind, each in found.items()
+        if len(each) > 1
+    }
 
 
 STAGES: dict[str, Callable[[Job], Any]] = {
@@ -667,12 +706,12 @@ def _train(
     directory: Path,
     accuracies: Callable[[], Mapping[str, Any]],
 ) -> None:
-    """Run the epochs that are missing, with a line in `train.jsonl` and a checkpoint after each.
+    """Run the epochs that are missing, with a line in `train.jsonl` and a checkpoint after each, and some in between.
 
     Asked to stop, it finishes the step and writes a checkpoint in the middle of the epoch.
     """
     batches = job.batches(job.data.train, recipe.batch_size, recipe)
-    training = Training(net, recipe, len(batches), seed=job.config.seed)
+    training = Training(net, recipe, len(batches), seed=job.seed)
     checkpoint = directory / "checkpoint.safetensors"
     kept = agreed(lambda: load_tensors(checkpoint) if checkpoint.exists() else None)
     if kept is not None:
@@ -684,15 +723,21 @@ def _train(
     if world().is_main:
         job.run.drop_epochs(stage, training.epoch)  # written just before a kill, but the checkpoint was not
 
+    saved, wait = time.monotonic(), 60 * (recipe.checkpoint_minutes or math.inf)
+
     def save() -> None:
+        nonlocal saved
         if world().is_main:
             save_tensors(checkpoint, training.state(), {"stage": stage, **training.record()})
+        saved = time.monotonic()
 
     total = recipe.epochs * training.steps_per_epoch
     with job.progress.bar(stage, total) as advance, _naming(checkpoint), interruption.waiting():
 
         def on_step(loss: float) -> None:
             advance(training.steps, f"epoch {training.epoch + 1}/{recipe.epochs}, loss {loss:.3f}")
+            if time.monotonic() - saved > wait:
+                save()
 
         while not training.is_done:
             log = training.run_epoch(
@@ -725,7 +770,7 @@ def _retrained(job: Job, plan: _Plan) -> nn.Module:
     if agreed((plan.directory / "model.safetensors").exists):
         _drop_checkpoint(plan.directory)
         return load_subnet(plan.directory, _builder(job)).to(job.device)
-    origin = job.model if recipe.init == "supernet" else fresh_model(config)
+    origin = job.model if recipe.init == "supernet" else fresh_model(config, job.seed)
     net = extract(origin, plan.space, plan.widths).to(job.device)
     if recipe.init == "supernet":
         in_smaller_batches(
@@ -738,7 +783,7 @@ def _retrained(job: Job, plan: _Plan) -> nn.Module:
         teacher = _net_at(job, "full", job.space.full()).eval()
     step = plain_step(net, recipe, None, teacher, recipe.distill)
     held_out = job.held_out()
-    stage = f"{plan.kind} {plan.budget}"
+    stage = _stage_of(job, plan)
     _train(job, stage, net, recipe, step, plan.directory, lambda: {"accuracy": _held_out_accuracy(net, held_out)})
     job.save(plan.directory, net, plan.space, plan.widths)
     _drop_checkpoint(plan.directory)
