@@ -63,13 +63,13 @@ LEAST = 0.25  # of the channels of a layer
 
 @dataclass(frozen=True)
 class Setting:
-    train_images: int = 5000
-    search_images: int = 500
+    train_images: int = 2500
+    search_images: int = 200
     test_images: int = 10_000
     calibration_images: int = 500
     size: int = 64
     batch_size: int = 64
-    supernet_epochs: int = 3  # and those of the whole network for Torch-Pruning
+    supernet_epochs: int = 2  # and those of the whole network for Torch-Pruning
     epochs: int = 2  # of a cut net
     bins: int = 4
     lr: float = 0.03
