@@ -101,7 +101,7 @@ def read_torchvision(name: str) -> Found:
             except ValueError:  # its splits have other names
                 continue
             except ImportError as error:
-                package = error.name or first_line(error)
+                package = (error.name or "").partition(".")[0] or first_line(error)
                 also = "; or give the folder that holds its train/ and val/" if name == "ImageNet" else ""
                 raise DataError(f"torchvision's {name} needs {package}: pip install {package}{also}") from error
             except Exception as error:
