@@ -27,7 +27,7 @@ def resident(field: str) -> float:
     return int(match.group(1)) / 1024
 
 
-def measure(name: str, kind: str, batch: int, size: int) -> float:
+def measure(name: str, kind: str, batch: int, size: int, precision: str = "fp32") -> float:
     """MiB that two steps need beyond the bare process."""
     import random
 
@@ -39,7 +39,8 @@ def measure(name: str, kind: str, batch: int, size: int) -> float:
     from autoslim.train import make_optimizer
 
     torch.manual_seed(0)
-    torch.set_num_threads(2)
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
     model = torchvision.models.get_model(name, weights=None)
     supernet = Supernet(model, trace(model, torch.zeros(1, 3, size, size)).with_choices())
     optimizer = make_optimizer(model, Recipe())
@@ -49,10 +50,11 @@ def measure(name: str, kind: str, batch: int, size: int) -> float:
     before = resident("VmRSS")
     for _ in range(3):
         optimizer.zero_grad(set_to_none=True)
-        if kind == "sandwich":
-            sandwich_backward(supernet, images, targets, loss=loss, rng=rng)
-        else:
-            loss(model(images), targets).backward()
+        with autocast:
+            if kind == "sandwich":
+                sandwich_backward(supernet, images, targets, loss=loss, rng=rng)
+            else:
+                loss(model(images), targets).backward()
         optimizer.step()
     return resident("VmHWM") - before
 
@@ -61,10 +63,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--measure", nargs=4, metavar=("NET", "KIND", "BATCH", "SIZE"))
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     options = parser.parse_args()
     if options.measure:
         name, kind, batch, size = options.measure
-        print(measure(name, kind, int(batch), int(size)))
+        print(measure(name, kind, int(batch), int(size), options.precision))
         return
     cases = [("mobilenet_v2", 128, 64)] if options.quick else [("mobilenet_v2", 128, 64), ("resnet50", 64, 64)]
     for name, batch, size in cases:

@@ -1,24 +1,32 @@
 """From ImageNet weights to small CIFAR-10 nets: EfficientNet-Lite0 at 64 pixels, 50 % and 25 % of its MACs.
 
     PYTHON=.venv/bin/python bash ../shared/data/fetch.sh       # or any folder with cifar10.npz and efficientnet-lite0.pth: --data
-    python benchmarks/bench_pretrained.py                      # benchmarks/results/pretrained.{json,md}; hours, resumes
-    python benchmarks/bench_pretrained.py --quick              # pretrained-quick.{json,md}: about ten minutes of one idle core
+    python benchmarks/bench_pretrained.py                      # results/pretrained.{json,md}: about half an hour of one idle core, resumes
+    python benchmarks/bench_pretrained.py --train-images 45000 --supernet-epochs 4 --epochs 4 --search-images 1000 --bins 8 --fresh   # a day
+    python benchmarks/bench_pretrained.py --quick              # pretrained-quick.{json,md}: a few minutes
+    python benchmarks/bench_pretrained.py --estimate           # how long it would take here
     python benchmarks/bench_pretrained.py --only look          # nets cut right after loading, before any training
 
 Everything starts from the same weights with a new class head, and everything but the nets from scratch gets the same number of epochs:
-first the whole network (as a supernet, or, for Torch-Pruning, as it is), then the cut net. Nets from scratch get the sum of both.
+first the whole network (as a supernet, or, for Torch-Pruning, as it is), then the cut net. Equal epochs are not equal work: in those
+of the whole network Torch-Pruning trains one net a step, a sandwich step four, and ours has the search besides. Nets from scratch get the sum
+of both epochs; there are such nets for the widths found with sorted channels only.
 Torch-Pruning cuts the fine-tuned network in 60 small steps until the MACs are met, by group magnitude (each layer alike) or first-order
 Taylor importance (globally); like ours its widths are multiples of 8 and no layer falls below a quarter. "Before" is the cut net with
-its BatchNorm recalibrated, "after" is when it was fine-tuned. Sorted: channels by L1 (`sort_channels`); unsorted: as they come.
+its BatchNorm recalibrated, "after" is when it was fine-tuned. l1: channels sorted by that (`sort_channels`); none: as they come. Unsorted
+channels are compared at uniform widths, and searched too where the setting says so. Accuracies are on all test images it names.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import random
+import shutil
+import statistics
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -55,18 +63,18 @@ LEAST = 0.25  # of the channels of a layer
 
 @dataclass(frozen=True)
 class Setting:
-    train_images: int = 20_000
-    search_images: int = 1000
+    train_images: int = 2500
+    search_images: int = 200
     test_images: int = 10_000
     calibration_images: int = 500
     size: int = 64
     batch_size: int = 64
-    supernet_epochs: int = 4  # and those of the whole network for Torch-Pruning
-    epochs: int = 4  # of a cut net
-    bins: int = 8
+    supernet_epochs: int = 2  # and those of the whole network for Torch-Pruning
+    epochs: int = 2  # of a cut net
+    bins: int = 4
     lr: float = 0.03
     scratch_lr: float = 0.05
-    unsorted_is_searched: bool = True  # else it is compared at uniform widths alone
+    unsorted_is_searched: bool = False  # else it is compared at uniform widths alone
 
 
 QUICK = Setting(2000, 125, 1000, 125, 64, 50, 1, 1, 3, unsorted_is_searched=False)
@@ -96,9 +104,13 @@ class Bench:
         self.path = options.results / f"{name}.json"
         self.runs = options.runs / name / f"seed{options.seed}"
         described = asdict(setting)
-        known = read_json(self.path) if self.path.exists() else {"setting": described, "records": {}}
+        if options.fresh:
+            shutil.rmtree(self.runs, ignore_errors=True)
+        known = (
+            read_json(self.path) if self.path.exists() and not options.fresh else {"setting": described, "records": {}}
+        )
         if known["setting"] != described:
-            sys.exit(f"{self.path} is of another setting ({known['setting']}); move it away or give --results FOLDER")
+            sys.exit(f"{self.path} is of another setting ({known['setting']}); give --fresh or --results FOLDER")
         self.known = known
         torch.set_num_threads(options.threads)
 
@@ -198,6 +210,48 @@ class Bench:
         autoslim.recalibrate_batchnorm(net, [images for images, _ in self.batches("calibration")])
         return net
 
+    # --- how long it takes ---
+
+    def estimate(self) -> dict[str, float]:
+        """CPU seconds of each part here, from a few steps and the MACs; a search is assumed to look at a third."""
+        setting, supernet = self.setting, autoslim.Supernet(self.fresh(), self.space)
+        images, labels = next(iter(self.training_batches()))
+        step, plain = (
+            sandwich_step(supernet, SupernetRecipe()),
+            plain_step(supernet.model, Recipe()),
+        )
+        rng = random.Random(0)
+
+        def seconds(run: Callable[[], object], times: int) -> float:
+            run()
+            started = time.process_time()
+            for _ in range(times):
+                run()
+            return (time.process_time() - started) / times / len(images)
+
+        each = {
+            "sandwich": seconds(lambda: step(images, labels, rng), 4),
+            "plain": seconds(lambda: plain(images, labels, rng), 2),
+        }
+        supernet.eval()
+        with torch.no_grad():
+            each["forward"] = seconds(lambda: supernet.model(images), 4)
+        sorts = 2 if setting.unsorted_is_searched else 1
+        cost = autoslim.MacCost(self.space)
+        steps = [*autoslim.greedy_slim(self.space, lambda widths: 0.0, cost, [min(BUDGETS) * cost(self.space.full())])]
+        tried = sum(sum(len(g.choices) > 1 for g in self.space.groups.values()) for _ in steps) * 0.6 / 3
+        images_seen = setting.supernet_epochs * setting.train_images
+        cut = sum(BUDGETS) * 1.4 * each["plain"] * setting.train_images  # narrow nets use a CPU less well
+        tests = setting.test_images * each["forward"]
+        return {
+            "look": 9 * 0.6 * (tests + setting.search_images * each["forward"]),
+            "supernets": 2 * (images_seen * each["sandwich"] + tests),
+            "search": sorts * tried * setting.search_images * each["forward"] * 1.4,
+            "cut nets": (4 + 2 * sorts) * setting.epochs * cut / 2 + (4 + 2 * sorts) * 1.1 * tests,
+            "from scratch": (setting.supernet_epochs + setting.epochs) * cut + tests,
+            "torch-pruning": images_seen * each["plain"] + 2 * setting.epochs * cut + 5 * tests + 120 * 1.2,
+        }
+
     # --- what is measured ---
 
     def look(self) -> None:
@@ -247,6 +301,10 @@ class Bench:
 
     def supernet(self, sort: str) -> nn.Module:
         model = self.sorted(sort)
+        cost, rng = autoslim.MacCost(self.space), random.Random(0)
+        sampled = statistics.mean(cost(self.space.sample(rng)) for _ in range(200))
+        whole = cost(self.space.full())
+        self.known["macs of a sandwich"] = (whole + cost(self.space.smallest()) + 2 * sampled) / whole
         recipe = SupernetRecipe(**self.recipe(self.setting.supernet_epochs))
         supernet = autoslim.Supernet(model, self.space)
         self.train(f"supernet-{sort}", supernet, recipe, sandwich_step(supernet, recipe))
@@ -367,10 +425,17 @@ def page(known: dict[str, Any]) -> str:
     share = {name: [records[f"{seed}/{name}"] for seed in seeds if f"{seed}/{name}" in records] for name in names}
     full = next((found[0]["macs"] for name, found in share.items() if name in ("whole", "supernet/l1")), None)
     looked = [name for name in names if name.startswith("look/")]
+    if "macs of a sandwich" in known:
+        lines += [
+            f"A sandwich step here has {known['macs of a sandwich']:.1f} times the MACs of the whole network's.",
+            "",
+        ]
     if looked:
         lines += ["Before any training, uniform widths (a linear classifier on the features):", ""]
         lines += ["| cut | accuracy |", "| --- | --- |"]
         lines += [f"| {name.removeprefix('look/')} | {shown(share[name], 'accuracy')} |" for name in looked] + [""]
+    if len(looked) == len(names):
+        return "\n".join([*lines, "No network has been trained yet."]) + "\n"
     lines += ["| net | MACs | before | after |", "| --- | --- | --- | --- |"]
     for name in sorted(set(names) - set(looked), key=lambda name: (name.rpartition("/")[2], names.index(name))):
         found = share[name]
@@ -387,6 +452,8 @@ def shown(records: list[dict[str, Any]], key: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="2,000 training images, an epoch each")
+    parser.add_argument("--fresh", action="store_true", help="forget what was trained and measured")
+    parser.add_argument("--estimate", action="store_true", help="say how long it would take, and stop")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--only", choices=("look", "l1", "none", "torch-pruning"), help="one part of it")
@@ -403,6 +470,12 @@ def main() -> None:
     setting = asdict(QUICK if options.quick else Setting())
     setting |= {name: getattr(options, name) for name in setting if getattr(options, name, None) is not None}
     bench = Bench(Setting(**setting), options)
+    if options.only is None:
+        found = bench.estimate()
+        shown = ", ".join(f"{name} {seconds / 60:.1f}" for name, seconds in found.items())
+        print(f"estimate, minutes of this CPU: {shown}; all {sum(found.values()) / 60:.0f}", flush=True)
+        if options.estimate:
+            return
     parts = {
         "look": bench.look,
         **{sort: lambda sort=sort: bench.slim(sort) for sort in SORTS},

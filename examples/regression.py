@@ -1,6 +1,6 @@
 """Regression in a plain PyTorch loop: where is the disc, and how large? A small net of one's own, up to an ONNX file.
 
-    python examples/regression.py                            # about a minute on one core
+    python examples/regression.py                            # one or two minutes of CPU time
     python examples/regression.py --images 64 --epochs 1
 
 Three numbers come out of the network instead of logits, so loss, distillation loss and score are squared errors.
@@ -67,8 +67,8 @@ def score(output: Tensor, targets: Tensor) -> Tensor:
 
 def main(arguments: list[str] | None = None) -> dict[str, float]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=2000, help="training images; a quarter of that is held out")
-    parser.add_argument("--epochs", type=int, default=8, help="of the supernet, and of the net found")
+    parser.add_argument("--images", type=int, default=1500, help="training images; a quarter of that is held out")
+    parser.add_argument("--epochs", type=int, default=6, help="of the supernet, and of the net found")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--budget", default="25%")
     parser.add_argument("--out", type=Path, default=Path("runs/regression"))

@@ -44,4 +44,19 @@ def only_linear() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(256, 4))
 
 
+class Flat(nn.Module):
+    """A net without blocks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.second, self.head = nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 3), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.second(self.stem(x).relu()).relu().mean((2, 3)))
+
+
+def flat() -> nn.Module:
+    return Flat()
+
+
 NUMBER = 3

@@ -148,6 +148,25 @@ def test_latency_shows_the_hot_layers_and_writes_a_table_that_it_reads_again(
     assert "has no operator" in capsys.readouterr().err
 
 
+def test_a_process_says_everything_before_it_ends(in_tmp: Path) -> None:
+    """It leaves its garbage where it is: output, exit codes and what was left for the end are those of any process."""
+
+    def ended(*arguments: str, first: str = "") -> subprocess.CompletedProcess[str]:
+        code = f"import atexit, sys; from autoslim.__main__ import entry; {first}; sys.exit(entry())"
+        return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+
+    done = ended("--version", first="atexit.register(print, 'at the end')")
+    assert done.returncode == 0
+    assert done.stdout.splitlines()[-1] == "at the end"
+    assert done.stdout.startswith("autoslim ")
+    done = ended("run", "nowhere.yaml")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: no configuration file")
+    done = ended("--version", first="import autoslim.cli; autoslim.cli.app = None")
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+
+
 @pytest.mark.parametrize("command", ["latency", "slim"])
 def test_the_help_of_a_command_needs_no_torch(command: str) -> None:
     code = f"import sys; from autoslim.cli import main; main(['{command}', '--help']); sys.exit('torch' in sys.modules)"

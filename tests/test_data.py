@@ -407,6 +407,12 @@ def test_grey_of_8_and_16_bits(tmp_path, mode, name):
     assert (decoded(tmp_path, grey, name).float() - 120).abs().max() < 2
 
 
+def test_whole_numbers_beyond_16_bits_have_no_range(tmp_path):
+    assert decoded(tmp_path / "16", Image.fromarray(np.full((30, 40), 120 * 256, np.int32)), "a.tif").max() == 120
+    with pytest.raises(DataError, match="beyond 16 bits"):
+        decoded(tmp_path / "32", Image.fromarray(np.full((30, 40), 70_000, np.int32)), "a.tif")
+
+
 def test_black_and_white(tmp_path):
     assert decoded(tmp_path, Image.new("1", (20, 20), 1), "a.png").min() == 255
 
@@ -570,6 +576,9 @@ def test_torchvision_names_that_do_not_work(monkeypatch):
     assert "did you mean 'CIFAR10'?" in refusal("torchvision:CIFAR-10")
     assert "no data set 'xyz'" in refusal("torchvision:xyz")
     assert "EuroSAT has no train and test part" in refusal("torchvision:EuroSAT")
+    monkeypatch.setitem(sys.modules, "scipy", None)
+    monkeypatch.setitem(sys.modules, "scipy.io", None)
+    assert "needs scipy: pip install scipy; or give the folder" in refusal("torchvision:ImageNet")
     monkeypatch.setitem(sys.modules, "torchvision", None)
     assert "pip install 'autoslim[vision]'" in refusal("torchvision:CIFAR10")
 
@@ -662,6 +671,7 @@ def test_image_size_makes_different_sizes_equal(function):
         ("return 5", "gave int; needed is (train, test)"),
         ("return None", "gave NoneType"),
         ("return [], [], []", "gave tuple; needed is (train, test)"),
+        ("raise SystemExit('no images today')", "the function failed: SystemExit: no images today ("),
         ("1 / 0", "the function failed: ZeroDivisionError: division by zero ("),
         (
             "class Set(list):\n    def __getitem__(self, i): raise OSError('disk\\ngone')\nreturn Set([1]), []",
@@ -725,6 +735,22 @@ def test_batches_without_shuffle_keep_the_order_and_the_data():
     assert collected(batches)[1].tolist() == list(range(50))
     collected(Batches(data, 16, **PLAIN, augment="flip,crop,resized-crop,jitter"))
     assert torch.equal(data.images, before)
+
+
+def test_on_a_gpu_a_batch_is_taken_before_the_one_in_front_of_it_is_used(monkeypatch):
+    data = ImageSet(torch.randint(0, 256, (30, 1, 8, 8), dtype=torch.uint8), torch.arange(30) % 3)
+    options = {"mean": [0.5], "std": [0.2], "augment": "flip,crop", "shuffle": True}
+    plain, ahead = Batches(data, 8, **options), Batches(data, 8, **options)
+    taken, send = [], ahead._sent
+    monkeypatch.setattr(ahead, "_is_ahead", True)  # as where the device is one
+    monkeypatch.setattr(ahead, "_sent", lambda *batch: (taken.append(1), send(*batch))[1])
+    used = 0
+    for (images, labels), (expected, numbers) in zip(ahead, plain, strict=True):
+        used += 1
+        assert len(taken) == min(4, used + 1)
+        assert torch.equal(images, expected)
+        assert torch.equal(labels, numbers)
+    assert used == 4
 
 
 def test_drop_last_leaves_only_full_batches():

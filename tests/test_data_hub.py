@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from autoslim.data import Batches, ImageSet, StreamedSet, load_data
+from autoslim.data import Batches, ImageSet, StreamedSet, hub, load_data
 from autoslim.data import shards as shards_module
 from autoslim.errors import DataError
 
@@ -124,7 +124,26 @@ def test_hub_name_that_cannot_be_had_is_one_line(monkeypatch):
         raise ConnectionError("the hub\ncannot be reached")
 
     monkeypatch.setattr(hugging, "load_dataset", load_dataset)
+    monkeypatch.setattr(hub, "_answers", lambda url: True)
     assert refusal("hf:someone/birds:small").endswith("datasets cannot load it: the hub")
+
+
+def test_a_hub_that_does_not_answer_is_asked_once_and_the_cache_is_looked_at(monkeypatch):
+    import huggingface_hub.constants
+
+    def load_dataset(name: str, config: str | None) -> None:
+        assert huggingface_hub.constants.HF_HUB_OFFLINE  # its client does not try again and again
+        assert hugging.config.HF_HUB_OFFLINE
+        raise ConnectionError("not in the cache")
+
+    before = huggingface_hub.constants.HF_HUB_OFFLINE
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hugging, "load_dataset", load_dataset)
+    monkeypatch.setattr(hub, "_answers", lambda url: False)
+    assert "does not answer, and it is not in the cache (not in the cache)" in refusal("hf:nope/x")
+    assert not huggingface_hub.constants.HF_HUB_OFFLINE
+    monkeypatch.undo()
+    assert before == huggingface_hub.constants.HF_HUB_OFFLINE
 
 
 @pytest.mark.parametrize("memory_gb", [4.0, 0.0])

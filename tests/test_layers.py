@@ -35,12 +35,12 @@ LAYERS = [
     ],
     [
         "importing",
+        "memory",
         "zoo",
         "models",
         "data",
         "optimizers",
         "ema",
-        "memory",
         "checkpointing",
         "train",
         "export",

@@ -98,6 +98,10 @@ def without(state: dict[str, Tensor], *names: str) -> dict[str, Tensor]:
             lambda s: {**s, "stem.0.weight": s["stem.0.weight"] * float("nan")},
             "'stem.0.weight' holds what is no number",
         ),
+        (lambda s: {**s, "stem.0.weight": s["stem.0.weight"].to_sparse()}, "'stem.0.weight' is sparse"),
+        (lambda s: {**s, "stem.0.weight": s["stem.0.weight"].to("meta")}, "'stem.0.weight' is a meta tensor"),
+        (lambda s: {**s, "stem.0.weight": s["stem.0.weight"] * 1j}, "'stem.0.weight' is complex"),
+        (lambda s: {}, "the tensors given holds no tensor at all"),
         (lambda s: {"a.weight": torch.ones(3)}, "has no tensor of the network: it has a.weight, the network stem.0"),
     ],
 )
@@ -152,6 +156,12 @@ def test_damaged_files_are_one_line_each(tmp_path: Path, name: str) -> None:
         with pytest.raises(ConfigError, match=r"cannot be read|no state dict") as error:
             load_pretrained(net, whole)
         assert "\n" not in str(error.value)
+    whole.write_bytes(b"")
+    with pytest.raises(ConfigError, match="the file is empty"):
+        load_pretrained(net, whole)
+    torch.save({}, tmp_path / "none.pth")
+    with pytest.raises(ConfigError, match="no state dict, but an empty dictionary"):
+        load_pretrained(net, tmp_path / "none.pth")
     torch.save([1, 2], tmp_path / "list.pth")
     with pytest.raises(ConfigError, match="no state dict, but list"):
         load_pretrained(net, tmp_path / "list.pth")

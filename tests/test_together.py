@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+import autoslim
 from autoslim.errors import RunError
 from autoslim.run import exclusive
 from test_distributed import ENVIRONMENT
@@ -44,6 +45,21 @@ def test_nets_are_retrained_side_by_side(config: Path, in_tmp: Path, capsys: pyt
     assert all(
         net["accuracy"]["retrained"] for net in json.loads(Path("runs/small/results.json").read_text())["subnets"]
     )
+    again = Path("runs/small/subnets/50%/seed-7")
+    with exclusive(in_tmp / "runs/small", ["50%"]):  # beside the job of the same net by the seed of the run
+        assert run("retrain", "runs/small", "--budget", "50%", "--seed", "7") == 0
+    assert autoslim.load_subnet(again).state_dict().keys() == autoslim.load_subnet(again.parent).state_dict().keys()
+    kept = settled(in_tmp / "runs/small")
+    assert kept[f"{again.relative_to('runs/small')}/model.safetensors"] != kept["subnets/50%/model.safetensors"]
+    assert kept["subnets/50%/model.safetensors"] == settled(in_tmp / "alone")["subnets/50%/model.safetensors"]
+    assert run("report", "runs/small") == 0
+    one, other = json.loads(Path("runs/small/results.json").read_text())["subnets"]
+    seeds = one["seeds"]["retrained"]
+    assert seeds["accuracies"].keys() == {"0", "7"}
+    assert seeds["mean"] == pytest.approx(sum(seeds["accuracies"].values()) / 2)
+    assert seeds["std"] == pytest.approx(abs(seeds["accuracies"]["0"] - seeds["accuracies"]["7"]) / 2**0.5)
+    assert "seeds" not in other
+    assert "over 2 seeds" in Path("runs/small/report.html").read_text()
     assert "did you mean '50%'?" in fails(capsys, "retrain", "runs/small", "--budget", "50.5%")
     assert "autoslim slim runs/small --budget 12%" in fails(capsys, "retrain", "runs/small", "--budget", "12%")
     error = fails(capsys, "retrain", config, "--run-dir", "nowhere", "--budget", "50%")
@@ -64,6 +80,11 @@ def test_the_same_net_or_the_whole_run_is_refused_and_the_owner_named(in_tmp: Pa
             exclusive(root),
         ):
             raise AssertionError
+    with exclusive(root, ["50%"]), exclusive(root, ["50%"], 1), exclusive(root, ["50%"], 2):
+        with pytest.raises(RunError, match=me), exclusive(root, ["50%"], 2):
+            raise AssertionError("not reached")
+        with pytest.raises(RunError, match=me), exclusive(root):
+            raise AssertionError("not reached")
     with exclusive(root), pytest.raises(RunError, match=me), exclusive(root, ["25%"]):
         raise AssertionError
     with exclusive(root), pytest.raises(RunError, match=f"run is in use .*{me}"), exclusive(root):

@@ -382,6 +382,45 @@ def test_steps_whose_loss_is_no_number_are_left_out_without_a_trace() -> None:
         list(retrain(net(), poisoned(data, 1), Recipe(epochs=1)))
 
 
+def test_a_net_that_a_step_destroyed_is_no_result() -> None:
+    recipe = Recipe(epochs=1, on_nan="skip")
+    with pytest.raises(TrainError, match="2 of the 3 steps of epoch 1 were skipped; the weights are likely destroyed"):
+        list(retrain(net(), poisoned(batches(4, 3), 1, 2), recipe))
+    with pytest.raises(TrainError, match="the last 2 steps of the training were skipped"):
+        list(retrain(net(), poisoned(batches(4, 6), 4, 5), recipe))
+    assert [log.skipped for log in retrain(net(), poisoned(batches(4, 6), 5), recipe)] == [1]  # one bad batch
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("timm:adahessian", "needs second-order gradients"),
+        ("timm:bnbadam", "needs bitsandbytes"),
+        ("timm:fusedsgd", "needs apex"),
+        ("muon", "takes matrices only"),
+        ("timm:adahesian", "no optimizer 'timm:adahesian'"),
+    ],
+)
+def test_optimizers_that_cannot_work_are_refused(name: str, text: str) -> None:
+    pytest.importorskip("timm")
+    with pytest.raises(ConfigError, match=text) as error:
+        make_optimizer(net(), Recipe(optimizer=name))
+    assert "'adahessian'" not in str(error.value)
+
+
+def test_a_schedule_names_the_arguments_it_needs() -> None:
+    with pytest.raises(ConfigError, match=r"'torch:StepLR' needs step_size: .* schedule_args.step_size="):
+        make_schedule(Recipe(schedule="torch:StepLR"), 10)
+    assert make_schedule(Recipe(schedule="torch:StepLR", schedule_args={"step_size": 2}), 10)(0)["lr"] == 0.1
+
+
+def test_blocks_are_looked_for_before_the_training(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flat = f"{Path(__file__).parent / 'small_net.py'}:flat"
+    error = fails(capsys, "train", config, "--set", "train.checkpointing=true", "--set", f"model={flat}")
+    assert "small_net.py:flat' has no blocks of layers" in error
+    assert not Path("runs/small/train.jsonl").exists()
+
+
 def test_too_many_in_a_row_stop_and_a_gradient_may_be_what_is_no_number() -> None:
     recipe = Recipe(epochs=1, on_nan="skip")
     data = batches(4, MOST_SKIPPED + 3)
@@ -502,6 +541,29 @@ def test_a_signal_finishes_the_step_and_the_run_goes_on_exactly(
         record = autoslim.export.load_tensors(checkpoint)[1]
         assert record["steps"] > 0
     assert run("run", in_tmp / "cut") == 0
+    assert artefacts(in_tmp / "cut") == artefacts(in_tmp / "whole")
+
+
+def test_a_lost_process_goes_on_within_the_epoch(
+    config: Path, in_tmp: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ["--set", "train.ema=0.9", "--set", "data.augment=crop"]
+    assert run("train", config, *options, "--run-dir", "whole") == 0
+    real, calls = Training._forward_backward, 0
+
+    def lost(*arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 14:
+            raise KeyboardInterrupt  # nothing is written on the way out, as after kill -9
+        return real(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Training, "_forward_backward", lost)
+        assert run("train", config, *options, "--run-dir", "cut", "--set", "train.checkpoint_minutes=1e-9") == 130
+    capsys.readouterr()
+    assert run("train", config, *options, "--run-dir", "cut") == 0
+    assert "continues after epoch 1 and 4 steps" in capsys.readouterr().err
     assert artefacts(in_tmp / "cut") == artefacts(in_tmp / "whole")
 
 

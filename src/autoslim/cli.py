@@ -71,15 +71,28 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:
         shown = getattr(error, "format_message", None)  # a mistake in the arguments, as click reports it
         if shown is None:
+            if _is_out_of_memory(error):
+                what = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                return _fail(
+                    f"out of memory ({what[:200]}); take smaller batches (train.batch_size, slim.batch_size), smaller "
+                    "images (data.image_size), or stream them (a lower data.memory_gb)"
+                )
             if type(error).__name__ == "Abort":
                 return _stopped()
             raise
-        text = shown()
-        print(
-            text if type(error).__name__ == "NoArgsIsHelpError" else f"error: {' '.join(text.split())}", file=sys.stderr
-        )
+        if type(error).__name__ != "NoArgsIsHelpError":
+            return _fail(shown())
+        print(shown(), file=sys.stderr)
         return 2
     return 0
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    if "torch" not in sys.modules:
+        return isinstance(error, MemoryError)
+    from autoslim.memory import is_out_of_memory
+
+    return is_out_of_memory(error)
 
 
 def _stopped() -> int:
@@ -249,6 +262,12 @@ def retrain(
         list[str] | None,
         typer.Option("--budget", help="Only its nets; other processes may retrain those of other budgets meanwhile."),
     ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            "--seed", help="Once more by this seed, beside those of the run; results.json has mean and spread."
+        ),
+    ] = None,
     system: _System = None,
     set_: _Set = None,
     run_dir: _RunDir = None,
@@ -260,7 +279,7 @@ def retrain(
 ) -> None:
     """Train the nets found, and uniform ones of equal MACs by the same recipe."""
     asked = _asked(set_, system, skip_broken, on_nan)
-    _stages(config, asked, run_dir, device, threads, as_json, "retrain", budgets=budget or [])
+    _stages(config, asked, run_dir, device, threads, as_json, "retrain", budgets=budget or [], seed=seed)
 
 
 @app.command()
@@ -357,17 +376,19 @@ def _stages(
     as_json: bool,
     *only: str,
     budgets: list[str] | None = None,
+    seed: int | None = None,
 ) -> None:
-    """Open the run, then work on some stages (default: all of them), with `budgets` on some of the nets."""
+    """Open the run, then work on some stages (default: all), with `budgets` on some of the nets, by a `seed`."""
     from autoslim.run import chosen_budgets, exclusive, open_run
 
     root, config = _opened(target, set_, run_dir, device, threads)
-    budgets = chosen_budgets(root, config, budgets or [])
+    seed = None if seed == config.seed else seed
+    budgets = chosen_budgets(root, config, budgets or [], seed)
     progress = _progress()
-    with interruption.caught(), exclusive(root, budgets) if launched().is_main else nullcontext():
+    with interruption.caught(), exclusive(root, budgets, seed) if launched().is_main else nullcontext():
         opened = open_run(root, config)
         progress.say(f"run directory: {root}")
-        results = _work(opened, progress, only, budgets)
+        results = _work(opened, progress, only, budgets, seed)
     if results is None:
         return
     if as_json:
@@ -383,7 +404,9 @@ def _stages(
     print(f"results: {opened.results}")
 
 
-def _work(opened: Run, progress: Progress, only: tuple[str, ...], budgets: list[str]) -> dict[str, Any] | None:
+def _work(
+    opened: Run, progress: Progress, only: tuple[str, ...], budgets: list[str], seed: int | None
+) -> dict[str, Any] | None:
     progress.say("loading torch, tracing the network ...")
     # every shape is a compiled kernel to oneDNN; a supernet has thousands, and the default cache of 1024 thrashes
     # (a quarter of the time of a sandwich step on CPU). Must be set before torch is imported.
@@ -395,6 +418,8 @@ def _work(opened: Run, progress: Progress, only: tuple[str, ...], budgets: list[
         if world.size > 1:
             progress.say(f"{world.size} processes share the work")
         job = prepare(opened, progress)
+        if seed is not None:
+            job = replace(job, seed=seed)
         if budgets:
             job = replace(job, budgets=[each for each in job.budgets if each.text in budgets])
         for remark in job.data.remarks:

@@ -8,7 +8,7 @@ beside the gradients (losses, a signal to stop) rides in the same buffer. So a s
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -23,6 +23,7 @@ from autoslim.launch import launched
 
 T = TypeVar("T")
 _PATIENCE = timedelta(hours=3)  # rank 0 evaluates and exports alone while the others wait
+_SAME_TIME = timedelta(seconds=10)  # so far apart may ranks find the same mistake
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,9 @@ def joined(device: str) -> Iterator[World]:
         yield world()
     except AutoSlimError as error:
         if launch.is_main:
+            _tell(store, str(error))
             raise
-        if isinstance(error, _SaidByMain):
+        if isinstance(error, _SaidByMain) or _was_told(store, str(error)):
             raise SystemExit(2) from error
         raise type(error)(f"rank {launch.rank} of {launch.size}: {error}") from error
     dist.destroy_process_group()
@@ -95,6 +97,21 @@ def usable_device(name: str) -> torch.device:
         first = (str(error).splitlines() or [""])[0]
         raise ConfigError(f"device {name!r} cannot be used: {first}; cpu always works") from error
     return device
+
+
+def _tell(store: Any, mistake: str) -> None:
+    """As rank 0: all ranks may have made the same mistake, and one line is enough."""
+    with suppress(RuntimeError):
+        store.set("mistake", mistake)
+
+
+def _was_told(store: Any, mistake: str) -> bool:
+    """Did rank 0 say the same?"""
+    try:
+        store.wait(["mistake"], _SAME_TIME)
+        return bool(store.get("mistake").decode() == mistake)
+    except (RuntimeError, UnicodeError):
+        return False
 
 
 def local_device(device: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import inspect
 import math
 import warnings
@@ -17,7 +18,11 @@ from autoslim.recipe import SCHEDULES, Recipe
 
 Schedule = Callable[[int], Mapping[str, Any]]  # the step, counted from 0 -> options of every parameter group
 
-_NO_OPTIMIZERS = {"lbfgs": "it wants to compute the loss several times a step", "sparseadam": "gradients are dense"}
+_NO_OPTIMIZERS = {
+    "lbfgs": "it wants to compute the loss several times a step",
+    "sparseadam": "gradients are dense",
+    "muon": "it takes matrices only, and networks have biases and kernels",
+}
 _PER_BATCH = ("OneCycleLR", "CyclicLR")  # the others of torch are stepped once per epoch, as in its documentation
 _NO_SCHEDULES = {
     "LRScheduler": "it is a base class",
@@ -62,7 +67,7 @@ def _build(groups: list[dict[str, Any]], recipe: Recipe) -> torch.optim.Optimize
             return _timm_optimizer(name, groups, recipe, options)
         if source in ("", "torch"):
             return _torch_optimizer(name, groups, recipe, options)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, AssertionError, ImportError) as error:
         raise ConfigError(f"optimizer {recipe.optimizer!r} cannot be used: {_line(error)}") from error
     raise ConfigError(f"optimizer {recipe.optimizer!r}: write a name of torch.optim, or timm:NAME")
 
@@ -101,12 +106,30 @@ def _timm_optimizer(
     except ImportError:
         raise ConfigError(f"optimizer {recipe.optimizer!r} needs timm: pip install 'autoslim[timm]'") from None
     known = [str(each) for each in timm.list_optimizers()]
-    if name.lower().removeprefix("lookahead_") not in known:
-        raise ConfigError(f"no optimizer {recipe.optimizer!r}; {nearest(name, known)}")
+    reasons = {each: _unusable(timm.get_optimizer_info(each)) for each in known}
+    base = name.lower().removeprefix("lookahead_")
+    if base not in reasons:
+        usable = [each for each, reason in reasons.items() if reason is None]
+        raise ConfigError(f"no optimizer {recipe.optimizer!r}; {nearest(name, usable)}")
+    if reasons[base] is not None:
+        raise ConfigError(f"optimizer {recipe.optimizer!r} cannot be used: {reasons[base]}; timm:lamb would work")
     made: torch.optim.Optimizer = timm.create_optimizer_v2(
         groups, opt=name.lower(), lr=recipe.lr, weight_decay=recipe.weight_decay, momentum=recipe.momentum, **options
     )
     return made
+
+
+def _unusable(info: Any) -> str | None:
+    """Why an optimizer that timm lists cannot train here; None if it can."""
+    if info.second_order:
+        return "it needs second-order gradients, and a step has first-order ones"
+    if isinstance(info.opt_class, str):  # of another package, imported when it is made
+        package = info.opt_class.partition(".")[0]
+        if importlib.util.find_spec(package) is None:
+            return f"it needs {package}, which is not installed"
+        if not torch.cuda.is_available():
+            return f"it needs {package} on CUDA, and there is none here"
+    return None
 
 
 def make_schedule(recipe: Recipe, steps_per_epoch: int) -> Schedule:
@@ -182,6 +205,13 @@ class _NamedSchedule:
             if key not in taken:
                 names = set(taken) - {"optimizer", "last_epoch"}
                 raise ConfigError(f"schedule_args: {name} has no option {key!r}; {nearest(key, names)}")
+        known_to_us = ("optimizer", "T_max", "total_steps", "max_lr")
+        needed = [k for k, p in taken.items() if p.default is p.empty and k not in (*known_to_us, *options)]
+        if needed:
+            raise ConfigError(
+                f"schedule {self._recipe.schedule!r} needs {', '.join(needed)}: give them in schedule_args, as "
+                f"schedule_args.{needed[0]}=..."
+            )
         every = 1 if name in _PER_BATCH else self._steps_per_epoch
         left = max(1, self._recipe.epochs * self._steps_per_epoch - self._warmup)
         known_length = {"T_max": max(1, round(left / every)), "total_steps": left, "max_lr": self._recipe.lr}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 import statistics
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from autoslim.batching import Fit
 from autoslim.calibrate import recalibrate_batchnorm
+from autoslim.checkpointing import blocks_of
 from autoslim.config import Config
 from autoslim.cost import (
     LATENCY,
@@ -39,6 +41,7 @@ from autoslim.interruption import interruption
 from autoslim.judge import SCORES, Judge, RacingJudge, ReuseJudge, evaluate, make_judge
 from autoslim.latency import latencies, spread
 from autoslim.launch import launched
+from autoslim.memory import in_smaller_batches, is_out_of_memory, naming_memory, parts_of
 from autoslim.models import build_model
 from autoslim.optimizers import make_optimizer, make_schedule
 from autoslim.path import read_path
@@ -52,6 +55,7 @@ from autoslim.records import (
     FULL_METRICS,
     MOVE,
     NET_METRICS,
+    SEED_METRICS,
     STEP,
     naming,
     read_checked,
@@ -97,6 +101,7 @@ class Job:
     budgets: list[Budgeted]  # from the highest limit on
     device: torch.device
     fit: Fit  # batches of the search, and what may be kept of a pass
+    seed: int  # of what is trained; data and search have that of the configuration
 
     @property
     def model(self) -> nn.Module:
@@ -124,7 +129,7 @@ class Job:
             batch_size,
             mean=self.data.mean,
             std=self.data.std,
-            seed=self.config.seed,
+            seed=self.config.seed if recipe is None else self.seed,
             device=self.device,
             channels_last=layout.channels_last,
             workers=_workers(self.config),
@@ -132,11 +137,11 @@ class Job:
             **options,
         )
 
-    def calibration(self) -> list[Tensor]:
-        """Training images for BatchNorm statistics, without augmentation."""
+    def calibration(self, size: int | None = None) -> list[Tensor]:
+        """Training images for BatchNorm statistics, without augmentation, in batches of `size`."""
         order = torch.randperm(len(self.data.train), generator=torch.Generator().manual_seed(self.config.seed))
         chosen = self.data.train.subset(order[: self.config.calibration_images])
-        return [images for images, _ in self.batches(chosen, self._within(250))]
+        return [images for images, _ in self.batches(chosen, size or self.within(250))]
 
     def held_out(self) -> list[tuple[Tensor, Tensor]]:
         """The images of the search in batches of about equal size, chosen once by the seed."""
@@ -145,11 +150,11 @@ class Job:
         count = math.ceil(len(chosen) / self.fit.batch_size)
         return list(self.batches(chosen, math.ceil(len(chosen) / count)))
 
-    def test(self) -> Batches:
+    def test(self, size: int) -> Batches:
         """The test images, never looked at by training or search."""
-        return self.batches(self.data.test, self._within(500))
+        return self.batches(self.data.test, size)
 
-    def _within(self, size: int) -> int:
+    def within(self, size: int) -> int:
         """A size of batches that memory may limit; the result does not depend on it."""
         return size if self.config.slim.memory_gb is None else min(size, self.fit.batch_size)
 
@@ -207,9 +212,14 @@ def prepare(run: Run, progress: Progress) -> Job:
     if kept is not None:
         with naming(trained):
             load_unshared(net, kept)
-    job = Job(run, progress, data, net, every, space, costs, budgets, device, agreed(lambda: _fit(run, space)))
+    fit = agreed(lambda: _fit(run, space))
+    job = Job(run, progress, data, net, every, space, costs, budgets, device, fit, config.seed)
     for recipe in (config.train, config.retrain):
         batches = job.batches(data.train, recipe.batch_size, recipe)  # names what cannot be, as all of these do
+        if recipe.checkpointing and not blocks_of(model):
+            raise ConfigError(
+                f"checkpointing: model {config.model!r} has no blocks of layers to recompute; leave it out"
+            )
         make_optimizer(net, recipe)
         make_schedule(recipe, len(batches))
     if config.system == "i-net":
@@ -228,7 +238,7 @@ def prepare(run: Run, progress: Progress) -> Job:
 
 def _fit(run: Run, space: ChannelSpace) -> Fit:
     """The batches that the search of a run was begun with, or those that its memory allows."""
-    if run.batches.exists():
+    if run.batches.exists() and run.slim_log.exists():
         record = read_checked(run.batches, BATCHES)
         return Fit(record["batch_size"], record["keep_bytes"])
     return run.config.slim.fit(space)
@@ -248,11 +258,12 @@ def _budgets(config: Config, space: ChannelSpace, costs: Mapping[str, Cost]) -> 
     return [Budgeted(name, costs["macs"], costs["macs"](each)) for name, each in widths.items()]
 
 
-def fresh_model(config: Config) -> nn.Module:
-    """The network of the configuration, with the weights its seed gives."""
+def fresh_model(config: Config, seed: int | None = None) -> nn.Module:
+    """The network of the configuration, with the weights its seed gives, or another one."""
+    seed = config.seed if seed is None else seed
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        random.seed(config.seed)
+        torch.manual_seed(seed)
+        random.seed(seed)
         return build_model(config.model, config.model_args)
 
 
@@ -332,7 +343,7 @@ def train_stage(job: Job) -> None:
     (run.supernet / "checkpoint.safetensors").unlink(missing_ok=True)
     if not metrics.exists():
         name, widths = _widest(job)
-        accuracy = evaluate(net_at(job.net, name, widths, job.calibration()), job.test())
+        accuracy = _tested(job, _net_at(job, name, widths))
         write_json(metrics, {**job.figures(widths), "accuracy": accuracy})
         job.progress.say(f"supernet: its widest net has {accuracy:.1%} on the test images")
 
@@ -349,14 +360,24 @@ def _accuracies(job: Job) -> Callable[[], dict[str, Any]]:
     if isinstance(job.net, SwitchableNet):
         return _accuracies_of_switches(job.net, images)
     judge = Judge(job.net, images, "accuracy")
-    return lambda: {"accuracy": judge(job.space.full())}
+
+    def measure() -> dict[str, Any]:
+        try:
+            return {"accuracy": judge(job.space.full())}
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+        job.progress.say(f"out of memory for the held-out accuracy{_smaller_search(job)}; the search will need that")
+        return {}  # a trained epoch is worth more
+
+    return measure
 
 
 def _accuracies_of_switches(
     net: SwitchableNet, images: Sequence[tuple[Tensor, Tensor]]
 ) -> Callable[[], dict[str, Any]]:
     def measure() -> dict[str, Any]:
-        accuracies = {name: evaluate(net.switch(name), images) for name in net.switches}
+        accuracies = {name: _held_out_accuracy(net.switch(name), images) for name in net.switches}
         return {"accuracy": next(iter(accuracies.values())), "switches": accuracies}
 
     return measure
@@ -379,7 +400,7 @@ def slim_stage(job: Job) -> None:
     steps = agreed(lambda: read_path(job.run, job.space, job.costs["macs"]))
     images = job.held_out()
     slim, fit = job.config.slim, job.fit
-    if slim.memory_gb is not None and not job.run.batches.exists():
+    if slim.memory_gb is not None and not steps:
         kept = (
             f"up to {fit.keep_bytes / 1e9:.2g} GB of a pass are kept" if fit.keep_bytes else "nothing is kept of a pass"
         )
@@ -404,7 +425,7 @@ def slim_stage(job: Job) -> None:
         on_candidate=lambda group, score: advance(_share_done(job, current, group), f"step {len(steps) + 1}"),
     )
     current = start
-    with job.progress.bar("search", 1.0) as advance:
+    with job.progress.bar("search", 1.0) as advance, naming_memory(_smaller_search(job)):
         for step in path:
             steps.append(step)
             current = step.widths
@@ -424,14 +445,15 @@ def slim_stage(job: Job) -> None:
         job.progress.say(f"search: {budget.text} is met after {counted(_steps_to(steps, widths), 'step')}")
         moves: list[dict[str, Any]] = []
         if job.config.slim.exchange:
-            widths, moves = _exchanged(job, budget, judge, widths)
+            with naming_memory(_smaller_search(job)):
+                widths, moves = _exchanged(job, budget, judge, widths)
             job.progress.say(f"search: {budget.text} was bettered by {len(moves)} exchanges of bins")
         if not world().is_main:
             continue
         supernet = read_checked(job.run.supernet / "metrics.json", FULL_METRICS)
         write_whole(directory / "widths.json", widths.to_json())
-        found = net_at(job.net, budget.text, widths, job.calibration())
-        accuracy = {"supernet": supernet["accuracy"], "found": evaluate(found, job.test())}
+        found = _net_at(job, budget.text, widths)
+        accuracy = {"supernet": supernet["accuracy"], "found": _tested(job, found)}
         accuracy = known.get("accuracy", {}) | accuracy  # one taken from the path may have been retrained before
         metrics = known | {"budget": budget.text, **job.figures(widths), "accuracy": accuracy}
         write_json(directory / "metrics.json", metrics | ({"exchanges": moves} if moves else {}))
@@ -491,8 +513,8 @@ def _take_ratios(job: Job) -> None:
         accuracy = {"supernet": supernet["accuracy"]}
         write_whole(directory / "widths.json", chosen.to_json())
         if job.config.system != "i-net":
-            net = net_at(job.net, budget.text, chosen, job.calibration())
-            accuracy["found"] = evaluate(net, job.test())
+            net = _net_at(job, budget.text, chosen)
+            accuracy["found"] = _tested(job, net)
             job.save(directory, net, job.space, chosen)
             job.progress.say(f"{budget.text}: {accuracy['found']:.1%} on the test images")
         metrics = {"budget": budget.text, "ratio": ratio, **job.figures(chosen), "accuracy": accuracy}
@@ -519,8 +541,8 @@ def retrain_stage(job: Job) -> None:
         return
     plans = agreed(lambda: [plan for budget in job.budgets for plan in _plans(job, budget.text)])
     for plan in plans:
-        path = job.run.subnet(plan.budget) / "metrics.json"
-        metrics: dict[str, Any] = agreed(partial(read_checked, path, NET_METRICS))
+        path = job.run.seeded(plan.budget, job.seed) / "metrics.json"
+        metrics: dict[str, Any] = agreed(partial(_figures_by_seed, job, path))
         if plan.kind in metrics["accuracy"]:
             continue
         if job.config.retrain.jointly and job.config.system == "autoslim":
@@ -529,22 +551,34 @@ def retrain_stage(job: Job) -> None:
             net = _retrained(job, plan)
         if not world().is_main:
             continue
-        metrics["accuracy"][plan.kind] = evaluate(net, job.test())
+        metrics["accuracy"][plan.kind] = _tested(job, net)
         write_json(path, metrics)
-        job.progress.say(f"{plan.kind} {plan.budget}: {metrics['accuracy'][plan.kind]:.1%} on the test images")
+        job.progress.say(f"{_stage_of(job, plan)}: {metrics['accuracy'][plan.kind]:.1%} on the test images")
+
+
+def _stage_of(job: Job, plan: _Plan) -> str:
+    """What a training is called in the log."""
+    return f"{plan.kind} {plan.budget}" + (f" seed {job.seed}" if job.seed != job.config.seed else "")
+
+
+def _figures_by_seed(job: Job, path: Path) -> dict[str, Any]:
+    """What is known of a net as the seed of the job trains it."""
+    if job.seed == job.config.seed:
+        return read_checked(path, NET_METRICS)
+    return read_checked(path, SEED_METRICS) if path.exists() else {"seed": job.seed, "accuracy": {}}
 
 
 def _plans(job: Job, budget: str) -> list[_Plan]:
-    directory = job.run.subnet(budget)
+    directory, home = job.run.subnet(budget), job.run.seeded(budget, job.seed)
     metrics = read_checked(_need(directory / "metrics.json", "slim"), NET_METRICS)
     widths = read_widths(_need(directory / "widths.json", "slim"), job.space)
-    plans = [_Plan("retrained", budget, directory, job.space, widths)]
+    plans = [_Plan("retrained", budget, home, job.space, widths)]
     if job.config.retrain.uniform and job.config.system == "autoslim":
         ratio, uniform = uniform_like(job.every, MacCost(job.every), metrics["macs"])
         figures = {"macs": job.figures(uniform, job.every)["macs"], "ratio": round(ratio, 4)}
-        if metrics.get("uniform") != figures:
+        if metrics.get("uniform") != figures and home == directory:  # else another process may write there
             write_json(directory / "metrics.json", metrics | {"uniform": figures})
-        plans.append(_Plan("uniform", budget, directory / "uniform", job.every, uniform))
+        plans.append(_Plan("uniform", budget, home / "uniform", job.every, uniform))
     return plans
 
 
@@ -593,6 +627,8 @@ def report_stage(job: Job) -> dict[str, Any]:
         metrics = read_checked(_need(run.subnet(budget.text) / "metrics.json", "slim"), NET_METRICS)
         accuracy = {kind: metrics["accuracy"].get(kind) for kind in ("supernet", "found", "retrained", "uniform")}
         subnets.append({**metrics, "accuracy": accuracy, "latency_ms": metrics.get("latency_ms")})
+        if seeds := _over_seeds(job, budget.text, accuracy):
+            subnets[-1]["seeds"] = seeds
     results = {
         "model": job.config.model,
         "system": job.config.system,
@@ -606,6 +642,21 @@ def report_stage(job: Job) -> dict[str, Any]:
     elif job.config.export.report is not False:
         write_whole(run.report, render_report(_report_record(job, results)))
     return results
+
+
+def _over_seeds(job: Job, budget: str, accuracy: Mapping[str, float | None]) -> dict[str, Any]:
+    """Mean and standard deviation of the accuracy of nets that were retrained by several seeds, by kind."""
+    found: dict[str, dict[str, float]] = {}
+    by_seed = {seed: read_checked(path, SEED_METRICS)["accuracy"] for seed, path in job.run.seeds(budget).items()}
+    for seed, known in {job.config.seed: accuracy, **by_seed}.items():
+        for kind in ("retrained", "uniform"):
+            if (value := known.get(kind)) is not None:
+                found.setdefault(kind, {})[str(seed)] = value
+    return {
+        kind: {"mean": statistics.mean(each.values()), "std": statistics.stdev(each.values()), "accuracies": each}
+        for kind, each in found.items()
+        if len(each) > 1
+    }
 
 
 STAGES: dict[str, Callable[[Job], Any]] = {
@@ -642,12 +693,12 @@ def _train(
     directory: Path,
     accuracies: Callable[[], Mapping[str, Any]],
 ) -> None:
-    """Run the epochs that are missing, with a line in `train.jsonl` and a checkpoint after each.
+    """Run the epochs that are missing, with a line in `train.jsonl` and a checkpoint after each, and some in between.
 
     Asked to stop, it finishes the step and writes a checkpoint in the middle of the epoch.
     """
     batches = job.batches(job.data.train, recipe.batch_size, recipe)
-    training = Training(net, recipe, len(batches), seed=job.config.seed)
+    training = Training(net, recipe, len(batches), seed=job.seed)
     checkpoint = directory / "checkpoint.safetensors"
     kept = agreed(lambda: load_tensors(checkpoint) if checkpoint.exists() else None)
     if kept is not None:
@@ -659,15 +710,21 @@ def _train(
     if world().is_main:
         job.run.drop_epochs(stage, training.epoch)  # written just before a kill, but the checkpoint was not
 
+    saved, wait = time.monotonic(), 60 * (recipe.checkpoint_minutes or math.inf)
+
     def save() -> None:
+        nonlocal saved
         if world().is_main:
             save_tensors(checkpoint, training.state(), {"stage": stage, **training.record()})
+        saved = time.monotonic()
 
     total = recipe.epochs * training.steps_per_epoch
     with job.progress.bar(stage, total) as advance, _naming(checkpoint), interruption.waiting():
 
         def on_step(loss: float) -> None:
             advance(training.steps, f"epoch {training.epoch + 1}/{recipe.epochs}, loss {loss:.3f}")
+            if time.monotonic() - saved > wait:
+                save()
 
         while not training.is_done:
             log = training.run_epoch(
@@ -700,22 +757,53 @@ def _retrained(job: Job, plan: _Plan) -> nn.Module:
     if agreed((plan.directory / "model.safetensors").exists):
         _drop_checkpoint(plan.directory)
         return load_subnet(plan.directory, _builder(job)).to(job.device)
-    origin = job.model if recipe.init == "supernet" else fresh_model(config)
+    origin = job.model if recipe.init == "supernet" else fresh_model(config, job.seed)
     net = extract(origin, plan.space, plan.widths).to(job.device)
     if recipe.init == "supernet":
-        recalibrate_batchnorm(net, job.calibration())
+        in_smaller_batches(
+            lambda size: recalibrate_batchnorm(net, job.calibration(size)), job.within(250), "recalibrating BatchNorm"
+        )
     if recipe.channels_last:
         net = net.to(memory_format=torch.channels_last)
     teacher = None
     if recipe.distill > 0:
-        teacher = net_at(job.net, "full", job.space.full(), job.calibration()).eval()
+        teacher = _net_at(job, "full", job.space.full()).eval()
     step = plain_step(net, recipe, None, teacher, recipe.distill)
     held_out = job.held_out()
-    stage = f"{plan.kind} {plan.budget}"
-    _train(job, stage, net, recipe, step, plan.directory, lambda: {"accuracy": evaluate(net, held_out)})
+    stage = _stage_of(job, plan)
+    _train(job, stage, net, recipe, step, plan.directory, lambda: {"accuracy": _held_out_accuracy(net, held_out)})
     job.save(plan.directory, net, plan.space, plan.widths)
     _drop_checkpoint(plan.directory)
     return net
+
+
+# in smaller batches where memory does not suffice, for what does not depend on them
+
+
+def _tested(job: Job, net: nn.Module) -> float:
+    """Accuracy on the test images."""
+    return in_smaller_batches(lambda size: evaluate(net, job.test(size)), job.within(500), "evaluating the test images")
+
+
+def _held_out_accuracy(net: nn.Module, images: Sequence[tuple[Tensor, Tensor]]) -> float:
+    largest = max(len(targets) for _, targets in images)
+    return in_smaller_batches(
+        lambda size: evaluate(net, parts_of(images, size)), largest, "evaluating the held-out images"
+    )
+
+
+def _net_at(job: Job, name: str, widths: Widths) -> nn.Module:
+    """`net_at` on the calibration images."""
+    return in_smaller_batches(
+        lambda size: net_at(job.net, name, widths, job.calibration(size)), job.within(250), "recalibrating BatchNorm"
+    )
+
+
+def _smaller_search(job: Job) -> str:
+    """What to do where batches of the search do not fit; BatchNorm looks at them, so they are the user's to choose."""
+    size, begun = job.fit.batch_size, job.run.slim_log
+    how = f"; the search judges nets on batches of {size}: set slim.batch_size={max(2, size // 2)} or slim.memory_gb"
+    return how + (f", and delete {begun}: its scores are of other batches" if begun.exists() else "")
 
 
 def _drop_checkpoint(directory: Path) -> None:

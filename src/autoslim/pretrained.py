@@ -79,6 +79,8 @@ def load_pretrained(
         raise ConfigError(
             f"{source} has no tensor of the network: it has {_some(tensors)}, the network {_some(names)}; "
             f"rename them first"
+            if tensors
+            else f"{source} holds no tensor at all; save model.state_dict()"
         )
     misshapen = [n for n, (own, tensor) in taken.items() if own.shape != tensor.shape]
     head = _head_of_other_size({n: taken[n] for n in misshapen})
@@ -125,6 +127,8 @@ def _find(weights: str, name: str | None, arguments: dict[str, Any]) -> tuple[st
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors or state-dict file by name, on the CPU; runs no code of it. Raises `ConfigError`."""
+    if not path.stat().st_size:
+        raise ConfigError(f"pretrained weights {path} cannot be read: the file is empty; copy or download it again")
     try:
         if path.suffix == ".safetensors":
             return dict(load_file(path))
@@ -148,6 +152,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     )
     if not tensors:
         has = f"a dictionary of {_some(map(str, content))}" if isinstance(content, Mapping) else type(content).__name__
+        has = "an empty dictionary" if isinstance(content, Mapping) and not content else has
         raise ConfigError(f"pretrained weights {path}: no state dict, but {has}; save model.state_dict()")
     return tensors
 
@@ -266,8 +271,23 @@ def _is_head(model: nn.Module, name: str, missing: Iterable[str], num_classes: i
     return num_classes is not None and outputs == num_classes and own <= set(missing)
 
 
+def _unlike_weights(own: Tensor, tensor: Tensor) -> str | None:
+    """What sort of tensor it is, if its numbers are not there to be copied."""
+    if tensor.is_meta:
+        return "a meta tensor, a shape without numbers"
+    if tensor.is_quantized:
+        return f"quantized ({tensor.dtype})"
+    if tensor.layout != torch.strided:
+        return f"sparse ({tensor.layout})"
+    if tensor.is_complex() and not own.is_complex():
+        return f"complex ({tensor.dtype})"
+    return None
+
+
 def _copy(pairs: Mapping[str, tuple[Tensor, Tensor]], source: str) -> None:
-    for name, (_, tensor) in pairs.items():
+    for name, (own, tensor) in pairs.items():
+        if (sort := _unlike_weights(own, tensor)) is not None:
+            raise ConfigError(f"{source}: {name!r} is {sort}; save it as a plain tensor of {own.dtype}")
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise ConfigError(f"{source}: {name!r} holds what is no number")
     with torch.no_grad():

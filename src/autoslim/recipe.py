@@ -23,7 +23,9 @@ class Recipe:
     (`clip_norm`). `ema`: decay per step of an average of the weights, which is what is evaluated and kept. `autocast`:
     the precision of what autocast lowers; fp16 scales the loss, so that small gradients survive. `checkpointing`:
     recompute what is inside blocks in the backward pass instead of keeping it. `compile`: torch.compile, for plain nets
-    only. `on_nan`: a loss that is not a number stops the training, or its step is skipped and counted.
+    only. `checkpoint_minutes`: a checkpoint also within an epoch whenever so many have passed since the last one (null:
+    none); a run that is killed goes on from it exactly. `on_nan`: a loss that is not a number stops the training, or
+    its step is skipped and counted; where more than half of an epoch or the last steps were skipped, it stops too.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
@@ -49,6 +51,7 @@ class Recipe:
     checkpointing: bool = False
     compile: bool = False
     on_nan: Literal["stop", "skip"] = "stop"
+    checkpoint_minutes: Annotated[float, Gt(0)] | None = 10.0
 
     def warmup_rate(self, step: int, steps_per_epoch: int) -> float | None:
         """The rate of a linear warm-up at a step counted from 0; None when that is over."""

@@ -66,6 +66,14 @@ class _NetMetrics(_Figures):
     exchanges: NotRequired[list[_Move]]
 
 
+class _SeedMetrics(TypedDict):
+    """Of a net retrained by another seed than that of the run."""
+
+    __pydantic_config__ = _PLAIN  # type: ignore[misc]  # as pydantic wants it
+    seed: int
+    accuracy: dict[str, _Share | None]
+
+
 class _Step(TypedDict):
     __pydantic_config__ = _PLAIN  # type: ignore[misc]  # as pydantic wants it
     group: str
@@ -99,6 +107,7 @@ class _Batches(TypedDict):
 
 FULL_METRICS: TypeAdapter[Any] = TypeAdapter(_FullMetrics)
 NET_METRICS: TypeAdapter[Any] = TypeAdapter(_NetMetrics)
+SEED_METRICS: TypeAdapter[Any] = TypeAdapter(_SeedMetrics)
 STEP: TypeAdapter[Any] = TypeAdapter(_Step)
 MOVE: TypeAdapter[Any] = TypeAdapter(_Move)
 EPOCH: TypeAdapter[Any] = TypeAdapter(_Epoch)

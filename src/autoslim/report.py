@@ -866,7 +866,7 @@ def _results_rows(record: Record) -> str:
     rows = [_results_row("Full net", full, full, metrics, whole)]
     for subnet in record["subnets"]:
         accuracy, gain = subnet["accuracy"], _gain(subnet)
-        uniform = _percent(accuracy.get("uniform"))
+        uniform = _percent(accuracy.get("uniform")) + _over_seeds(subnet, "uniform")
         if subnet.get("uniform"):
             size = subnet["uniform"]
             uniform += f"<small>{_count(size['macs'])} MACs,<br>widths ×{size['ratio']:.3g}</small>"
@@ -875,7 +875,8 @@ def _results_rows(record: Record) -> str:
             tone = "none" if _signed(gain) == "±0.0" else "better" if gain > 0 else "worse"
             change = f'<span class="{tone}">{_signed(gain)}</span>'
         cells = {kind: _percent(accuracy.get(kind), "not measured") for kind in ("supernet", "found")}
-        cells |= {"retrained": _percent(accuracy.get("retrained")), "uniform": uniform, "gain": change}
+        retrained = _percent(accuracy.get("retrained")) + _over_seeds(subnet, "retrained")
+        cells |= {"retrained": retrained, "uniform": uniform, "gain": change}
         shown = [cells[kind] for kind in heads]
         rows.append(_results_row(escape(subnet["budget"]), subnet, full, metrics, shown, is_best=subnet is best))
     return "".join(rows)
@@ -885,6 +886,16 @@ def _columns(record: Record) -> list[str]:
     """The metrics of the table of all figures: peak memory if a budget is on it."""
     peak = ["peak_memory"] if "peak_memory" in record.get("named_metrics", ()) else []
     return ["macs", "params", "memory", *peak, "latency_ms"]
+
+
+def _over_seeds(subnet: Record, kind: str) -> str:
+    """Mean and standard deviation, where a net was retrained by several seeds."""
+    found = subnet.get("seeds", {}).get(kind)
+    if found is None:
+        return ""
+    return (
+        f"<small>{_percent(found['mean'])} ± {100 * found['std']:.1f}<br>over {len(found['accuracies'])} seeds</small>"
+    )
 
 
 def _results_row(

@@ -31,8 +31,10 @@ _MAY_CHANGE = {
     "slim.budgets",
     "data.workers",
     "data.prefetch",
-    *(f"{part}.{key}" for part in ("train", "retrain") for key in ("on_nan", "checkpointing")),
+    *(f"{part}.{key}" for part in ("train", "retrain") for key in ("on_nan", "checkpointing", "checkpoint_minutes")),
 }
+_BEFORE_SEARCH = {"slim.batch_size", "slim.memory_gb", "slim.keep_gb"}  # where they turn out to be too much memory
+_SEED = "seed-"  # before the number, as name of a directory
 
 
 _ANY_RATIO = ("us-net", "nonuniform-us-net")  # trained at all widths of a range
@@ -133,6 +135,16 @@ class Run:
         """Directory of the net found for a budget."""
         return self.root / "subnets" / _slug(budget)
 
+    def seeded(self, budget: str, seed: int) -> Path:
+        """Directory of that net retrained by a seed: of its own, if it is not the seed of the run."""
+        return self.subnet(budget) if seed == self.config.seed else self.subnet(budget) / f"{_SEED}{seed}"
+
+    def seeds(self, budget: str) -> dict[int, Path]:
+        """Figures of the same net retrained by other seeds than that of the run."""
+        paths = self.subnet(budget).glob(f"{_SEED}*/metrics.json")
+        numbers = {path.parent.name.removeprefix(_SEED): path for path in paths}
+        return {int(number): numbers[number] for number in sorted(numbers) if number.lstrip("-").isdecimal()}
+
 
 def open_run(root: Path, config: Config) -> Run:
     """A run directory that is still empty, or the one that was begun with this configuration.
@@ -140,8 +152,8 @@ def open_run(root: Path, config: Config) -> Run:
     Nothing is written before `begin_run`, and until something was computed the configuration may change. Raises
     `RunError`, naming the keys that differ, if it was begun with another one. What may change at any time: the budgets,
     for the path of the search is kept, the ratios of a US-Net within the range that it was trained for, and what no
-    result depends on (`on_nan`, `checkpointing`, how many processes read images). `threads` left open in `config` are
-    those the run was begun with.
+    result depends on (`on_nan`, `checkpointing`, how many processes read images); and the batches of the search before
+    its first step. `threads` left open in `config` are those the run was begun with.
     """
     slugs = [_slug(budget) for budget in config.slim.budgets]
     if len(set(slugs)) < len(slugs):
@@ -158,6 +170,7 @@ def open_run(root: Path, config: Config) -> Run:
     before, after = _flat(run.config.plain()), _flat(config.plain())
     different = [key for key in {**before, **after} if before.get(key) != after.get(key)]
     may_change = _MAY_CHANGE | ({"ratios"} if trained_range(config) == trained_range(run.config) else set())
+    may_change |= set() if run.slim_log.exists() else _BEFORE_SEARCH
     if not set(different) - may_change:
         return replace(run, config=config)
     if not run.supernet.exists():
@@ -233,14 +246,18 @@ def check_searched(root: Path, config: Config) -> None:
     raise ConfigError(f"slim --budget: system {config.system} searches nothing; {other}")
 
 
-def chosen_budgets(root: Path, config: Config, asked: Sequence[str]) -> list[str]:
-    """Those of the nets of a run that are asked for, as text or as the name of their directory."""
-    if not asked:
+def chosen_budgets(root: Path, config: Config, asked: Sequence[str], seed: int | None = None) -> list[str]:
+    """Those of the nets of a run that are asked for, as text or as the name of their directory; all of them by a seed.
+
+    None means the run as a whole.
+    """
+    if not asked and seed is None:
         return []
     read_run(root)  # or there is none
     if config.system not in ("autoslim", "i-net") or config.retrain.jointly:
         how = "retrain.jointly=true" if config.retrain.jointly else f"system {config.system}"
-        raise ConfigError(f"retrain --budget: with {how} the nets are trained together, not one by one")
+        option = "--budget" if asked else "--seed"
+        raise ConfigError(f"retrain {option}: with {how} the nets are trained together, not one by one")
     known = list(config.slim.budgets)
     if config.system == "i-net":
         known = [name_of_ratio(ratio) for ratio in config.ratios]
@@ -251,30 +268,34 @@ def chosen_budgets(root: Path, config: Config, asked: Sequence[str]) -> list[str
         if _slug(text) not in names:
             more = f"; one more: autoslim slim {root} --budget {text}" if config.system == "autoslim" else ""
             raise ConfigError(f"retrain --budget {text}: {root} has no such net; {nearest(text, known)}{more}")
-    return [names[_slug(text)] for text in dict.fromkeys(asked)]
+    return [names[_slug(text)] for text in dict.fromkeys(asked or known)]
 
 
 _TURN_SECONDS = 5.0  # processes that retrain one net each hold the lock of the whole run for a moment
 
 
 @contextmanager
-def exclusive(root: Path, budgets: Sequence[str] = ()) -> Iterator[None]:
+def exclusive(root: Path, budgets: Sequence[str] = (), seed: int | None = None) -> Iterator[None]:
     """Only one process at a time works on a run directory; `RunError`, naming it, for a second one.
 
-    With `budgets` only their nets are taken, and other processes may work on other nets of the run at the same time.
-    A kill releases everything.
+    With `budgets` only their nets are taken, and other processes may work on other nets of the run at the same time;
+    with a `seed` only what that makes of them. A kill releases everything.
     """
     with ExitStack() as held:
         with ExitStack() as turn:
             turn.enter_context(_lock(root, _TURN_SECONDS))
-            directories = [root / "subnets" / _slug(budget) for budget in budgets]
-            for directory in directories or (lock.parent for lock in sorted(root.glob("subnets/*/.lock"))):
+            below = () if seed is None else (f"{_SEED}{seed}",)
+            directories = [Path(root, "subnets", _slug(budget), *below) for budget in budgets]
+            others = [*root.glob("subnets/*/.lock"), *root.glob(f"subnets/*/{_SEED}*/.lock")]
+            for directory in directories or (lock.parent for lock in sorted(others)):
                 held.enter_context(_lock(directory, 0))
             if not budgets:
                 held.enter_context(turn.pop_all())
         for directory in directories or [root]:
             for leftover in directory.rglob(".*.part"):  # of a file that a kill kept from appearing
-                leftover.unlink(missing_ok=True)
+                inside = leftover.relative_to(directory).parts
+                if not directories or not inside[0].startswith(_SEED):  # other processes write there
+                    leftover.unlink(missing_ok=True)
         yield
 
 

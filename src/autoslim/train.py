@@ -131,23 +131,33 @@ class Training:
                     continue
                 losses, asked = self._step(group, step, rng, stop, on_skip)
                 current.steps += 1
+                current.seconds = time.perf_counter() - started
                 if losses is not None:
                     current.sums = {n: (current.sums or {}).get(n, 0.0) + loss for n, loss in losses.items()}
                     if on_step is not None:
                         on_step(sum(losses.values()))
                 if asked:
-                    current.seconds = time.perf_counter() - started
                     return None
         counted = current.steps - current.skipped
         if not current.steps:
             raise TrainError("there was no batch to train on")
         if not counted:
             raise TrainError(f"every step of epoch {self.epoch + 1} was skipped for a loss that is not a number")
+        self._refuse_too_many_skipped()
         take_from_main(dict(self.model.named_buffers()))  # running statistics: of rank 0's shares
         self.epoch += 1
         self._current = _Epoch()
         means = {name: total / counted for name, total in (current.sums or {}).items()}
         return EpochLog(self.epoch, means, time.perf_counter() - started, current.skipped)
+
+    def _refuse_too_many_skipped(self) -> None:
+        """Weights that a step destroyed give no number at any later step: then the net is no result."""
+        steps, skipped, last = self._current.steps, self._current.skipped, self._skipped_in_a_row
+        remedy = "the weights are likely destroyed: lower lr or add warmup_epochs"
+        if 2 * skipped > steps:
+            raise TrainError(f"{skipped} of the {steps} steps of epoch {self.epoch + 1} were skipped; {remedy}")
+        if self.epoch + 1 == self.recipe.epochs and last > 1:  # one may have been a bad batch
+            raise TrainError(f"the last {last} steps of the training were skipped; {remedy}")
 
     def _random(self, step: int) -> random.Random:
         """What a step of this epoch draws from; other ranks draw other widths."""

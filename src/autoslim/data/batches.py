@@ -84,6 +84,7 @@ class Batches:
         self.seed = seed
         self.epoch = 0
         self.device = torch.device(device)
+        self._is_ahead = self.device.type == "cuda"
         self._num_images = len(data) // batch_size * batch_size if drop_last else len(data)
         self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
         augmentations = parse_augment(augment)
@@ -131,18 +132,36 @@ class Batches:
         rank, size = self.share
         if rank:  # other images, augmented by other draws
             draws = generator(self.seed, self.epoch, rank)
-        for start in range(0, self._num_images, self.batch_size):
-            span = slice(start + rank, min(start + self.batch_size, self._num_images), size)
-            chosen = span if order is None else order[span]
-            images = self.data.images[chosen].to(self.device)
+        starts = range(0, self._num_images, self.batch_size)
+        spans = (slice(start + rank, min(start + self.batch_size, self._num_images), size) for start in starts)
+        chosen = (span if order is None else order[span] for span in spans)
+        sent = (self._sent(self.data.images[each], self.data.labels[each]) for each in chosen)
+        for images, labels in _one_ahead(sent) if self._is_ahead else sent:
             for augment in self._augments:
                 images = augment(images, draws)
-            yield images, self.data.labels[chosen].to(self.device)
+            yield images, labels
+
+    def _sent(self, images: torch.Tensor, labels: torch.Tensor) -> _Batch:
+        """On the device; a GPU copies pinned memory by itself while this process goes on."""
+        if self.device.type == "cuda":
+            images, labels = images.pin_memory(), labels.pin_memory()
+        return images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
 
     def _streamed(self) -> Iterator[_Batch]:
         assert self._loader is not None
         for images, labels in items_of(self._loader):
             yield images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
+
+
+def _one_ahead(batches: Iterable[_Batch]) -> Iterator[_Batch]:
+    """The same batches, each taken before the one in front of it is handed out, so that it is there in time."""
+    waiting: _Batch | None = None
+    for batch in batches:
+        if waiting is not None:
+            yield waiting
+        waiting = batch
+    if waiting is not None:
+        yield waiting
 
 
 def _mixer(mix: str, num_classes: int | None, data: ImageSet | StreamedSet) -> Mixer | None:

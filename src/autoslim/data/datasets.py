@@ -44,7 +44,7 @@ class DatasetPictures(Pictures):
         where = f"{self.part} item {index}"
         try:
             item = self.dataset[index]
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise DataError(f"{where} failed: {describe(error)}") from error
         if not isinstance(item, (tuple, list)) or len(item) != 2:
             raise DataError(f"{where} is {type(item).__name__}; needed is a pair (image, label)")
@@ -100,6 +100,10 @@ def read_torchvision(name: str) -> Found:
                 return kind(root=str(root), **option)
             except ValueError:  # its splits have other names
                 continue
+            except ImportError as error:
+                package = (error.name or "").partition(".")[0] or first_line(error)
+                also = "; or give the folder that holds its train/ and val/" if name == "ImageNet" else ""
+                raise DataError(f"torchvision's {name} needs {package}: pip install {package}{also}") from error
             except Exception as error:
                 arguments = ", ".join(f"{key}={value!r}" for key, value in {**option, "download": True}.items())
                 code = f"import torchvision; torchvision.datasets.{name}({str(root)!r}, {arguments})"
@@ -118,7 +122,7 @@ def read_function(source: str) -> Found:
     if callable(loaded):
         try:
             loaded = loaded()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise DataError(f"the function failed: {describe(error)}") from error
     if isinstance(loaded, Mapping):
         return from_arrays(loaded)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import os
-from collections.abc import Mapping
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +18,7 @@ from autoslim.data.pixels import BrokenImage, Frame, as_tensor, first_line, fram
 from autoslim.data.sets import Found, Pictures
 from autoslim.errors import DataError, nearest
 
+_PATIENCE = 5  # seconds
 _TRAIN_SPLITS = ("train", "training")
 _TEST_SPLITS = ("test", "validation", "valid", "val")
 _LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target")  # looked for where no type tells
@@ -97,11 +102,39 @@ def _load(datasets: Any, given: str) -> Any:
         if path.is_absolute() or given.startswith(("./", "../", "~")):
             raise DataError(f"there is no folder {given!r}")
         name, _, config = given.partition(":")
-        return datasets.load_dataset(name, config or None)
+        with _quick_without_network(datasets):
+            return datasets.load_dataset(name, config or None)
     except DataError:
         raise
     except Exception as error:  # it has a dozen kinds, and those of the network besides
         raise DataError(f"datasets cannot load it: {first_line(error)}") from error
+
+
+@contextmanager
+def _quick_without_network(datasets: Any) -> Iterator[None]:
+    """Where the hub does not answer, look at what is cached only: its client would try for a minute and say so."""
+    hub: Any = importlib.import_module("huggingface_hub.constants")
+    if hub.HF_HUB_OFFLINE or _answers(hub.ENDPOINT):
+        yield
+        return
+    before = hub.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
+    hub.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+    try:
+        yield
+    except Exception as error:
+        raise DataError(f"{hub.ENDPOINT} does not answer, and it is not in the cache ({first_line(error)})") from error
+    finally:
+        hub.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
+
+
+def _answers(url: str) -> bool:
+    try:
+        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=_PATIENCE).close()
+    except urllib.error.HTTPError:  # an answer of any kind
+        return True
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _image_column(datasets: Any, features: Mapping[str, Any], given: str | None) -> str:

@@ -21,6 +21,7 @@ from autoslim.data.sets import Found, ImageData, ImageSet, Pictures, StreamedSet
 from autoslim.data.shards import read_shards
 from autoslim.data.splits import checked_class_names, statistics, stratified
 from autoslim.errors import DataError
+from autoslim.memory import is_out_of_memory
 
 MEMORY_GB = 4.0
 _TEST_SHARE = 0.2  # of a source without a test part
@@ -96,6 +97,13 @@ def load_data(
         return _in_parts(found, options, progress or (lambda done, total: None))
     except (DataError, OSError) as error:
         raise DataError(f"data {source!r}: {error}") from error
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise DataError(
+            f"data {source!r}: out of memory while images were read; set a smaller data.image_size, or "
+            f"data.memory_gb below {memory_gb:g}, so that they are streamed"
+        ) from error
 
 
 def _check_options(options: Options) -> None:

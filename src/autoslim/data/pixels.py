@@ -88,7 +88,10 @@ def rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         raise ValueError("floating-point pixels have no known range; save it with 8 or 16 bits")
     if image.mode.startswith("I"):  # 16 bits, under the names I, I;16, I;16B ...
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
+        values = np.asarray(image)
+        if values.size and not 0 <= int(values.min()) <= int(values.max()) <= 65535:
+            raise ValueError("whole-number pixels beyond 16 bits have no known range; save it with 8 or 16 bits")
+        image = Image.fromarray((values >> 8).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         white = Image.new("RGBA", image.size, "white")
         white.alpha_composite(image.convert("RGBA"))
