@@ -323,6 +323,8 @@ def main(
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--draw", action="store_true", help="only draw again what was measured")
     parser.add_argument("--finished", action="store_true", help="e, h, j: only what was trained so far")
+    parser.add_argument("--shares", nargs="+", type=float, help="h: train at these shares of the MACs only")
+    parser.add_argument("--kinds", nargs="+", help="h: train these kinds of nets only")
     parser.add_argument("--tiny", action="store_true", help="a rehearsal on made-up images; wants --root and --runs")
     options = parser.parse_args(arguments)
     path = options.root / "benchmarks" / "results" / "paper" / f"{letter}.json"

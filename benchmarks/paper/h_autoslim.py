@@ -4,13 +4,15 @@
 
 CIFAR-10. Per seed a supernet of independent widths, a greedy pass on held-out images, and nets trained from scratch by
 one recipe. The uniform net nearest to a share of the MACs sets the budget: what is found costs at most as much. What
-else was tried is trained at 25 % only. `--finished` draws the nets that are trained already.
+else was tried is trained at 25 % only. `--shares` and `--kinds` train some of them; rows of nets that were trained
+elsewhere stay as they are recorded, with where they come from. `--finished` draws the nets that are trained already.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from dataclasses import replace
 from statistics import mean, stdev
 from typing import Any
 
@@ -18,24 +20,43 @@ import common
 from common import EQUAL, Lab, difference, say, spread, table
 
 from autoslim import MacCost, Supernet, Widths, exchange_bins, greedy_slim, uniform_like
+from autoslim.files import read_json
 
 SHARES = (0.5, 0.25, 0.12)
 KINDS = {
     "found": "AutoSlim",
     "uniform": "uniform width",
-    "exchanged": "the same, then exchanges of bins",
+    "found-long": "AutoSlim, trained alone three times as long",
+    "uniform-long": "uniform width, trained alone three times as long",
+    "exchanged": "the same search, then exchanges of bins",
+    "bins": "bins twice as large",
+    "bound": "lower bound of an eighth",
     "accuracy": "judged by accuracy",
     "distilled": "supernet with in-place distillation",
     "longer": "supernet trained for twice as long",
     "score": "greedy by the score alone",
 }
+RIVALS = {"found-long": "uniform-long"}  # what a kind is compared with, if not with "uniform"
 # in the order of their training; 25 % is what the claim is about
 NETS = [(0.25, ("found", "uniform")), (0.12, ("found", "uniform")), (0.5, ("found", "uniform"))]
-NETS += [(0.25, (kind,)) for kind in ("exchanged", "longer", "accuracy", "distilled", "score")]
+TRIED = ("exchanged", "bins", "found-long", "uniform-long", "longer", "bound", "accuracy", "distilled", "score")
+NETS += [(0.25, (kind,)) for kind in TRIED]
+
+
+def lab_of(options: argparse.Namespace, kind: str) -> Lab:
+    """The setting that a kind of net is found in."""
+    if kind == "bound":
+        return Lab(replace(EQUAL, min_ratio=0.125), options)
+    return Lab(replace(EQUAL, bins=6, divisor=4), options) if kind == "bins" else Lab(EQUAL, options)
 
 
 def supernet_of(lab: Lab, kind: str, seed: int) -> Supernet:
     """The supernet that a kind of net is found in: trained by labels alone, for longer, or by distillation as in the paper."""
+    if kind == "bound":
+        return lab.supernet(f"supernet-bound-{seed}", seed, distill=False)[0]
+    if kind == "bins":  # fewer of the widths of the same supernet
+        fine = lab_of(lab.options, "found")
+        return Supernet(supernet_of(fine, "found", seed).model, lab.space)
     if kind == "distilled":
         return lab.supernet(f"supernet-distilled-{seed}", seed)[0]
     if kind == "longer":
@@ -82,25 +103,42 @@ def exchanged(lab: Lab, supernet: Supernet, seed: int, share: float) -> Widths:
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    lab = Lab(EQUAL, options)
-    rows = []
-    for share, kind, seed in [(share, kind, seed) for share, kinds in NETS for seed in options.seeds for kind in kinds]:
-        name = f"{kind}-{share:.0%}-{seed}"
-        if options.finished and not lab.is_trained(name):
+    labs = {kind: lab_of(options, kind) for kind in KINDS}
+    known = {(row["budget"], row["kind"], row["seed"]): row for row in recorded(options)}
+    seeds, rows = sorted({*options.seeds, *(seed for _, _, seed in known)}), list[dict[str, Any]]()
+    for share, kind, seed in [(share, kind, seed) for share, kinds in NETS for seed in seeds for kind in kinds]:
+        lab, name, before = labs[kind], f"{kind}-{share:.0%}-{seed}", known.get((f"{share:.0%}", kind, seed))
+        is_wanted = share in (options.shares or SHARES) and kind in (options.kinds or KINDS) and seed in options.seeds
+        if (options.finished or not is_wanted) and not lab.is_trained(name):
+            rows += [before] if before else []
             continue
         supernet = supernet_of(lab, kind, seed)
-        if kind == "uniform":
-            widths = uniform(lab, share)
-        elif kind == "exchanged":
-            widths = exchanged(lab, supernet, seed, share)
-        else:
-            widths = found(lab, supernet, kind, seed)[share]
+        widths = widths_of(lab, supernet, kind, seed, share)
         row = {"seed": seed, "budget": f"{share:.0%}", "kind": kind, "widths": list(widths.values())}
         row |= {"macs": lab.macs(widths), "params": lab.params(widths), "shared": lab.accuracy(supernet, widths)}
-        row["alone"] = lab.plain(name, widths, seed)[1]
+        epochs = 3 * lab.setting.epochs if kind.endswith("-long") else None
+        row["alone"] = lab.plain(name, widths, seed, epochs)[1]
         say(f"seed {seed}, {share:.0%}, {kind}: {row['widths']}, {row['shared']:.2%} shared, {row['alone']:.2%} alone")
-        rows.append(row)
-    return {"rows": rows, "full": lab.macs(lab.every.full()), **lab.about()}
+        rows.append(row | {"from": lab.origin()["provenance"]})
+    lab = labs["found"]
+    return {"rows": rows, "full": lab.macs(lab.every.full()), **lab.about(), "seeds": seeds}
+
+
+def widths_of(lab: Lab, supernet: Supernet, kind: str, seed: int, share: float) -> Widths:
+    """The net of a kind at a share of the MACs."""
+    kind = kind.removesuffix("-long")
+    if kind == "uniform":
+        return uniform(lab, share)
+    if kind == "exchanged":
+        return exchanged(lab, supernet, seed, share)
+    return found(lab, supernet, kind, seed)[share]
+
+
+def recorded(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """The rows of the record as it is, each with where it comes from."""
+    path = options.root / "benchmarks" / "results" / "paper" / "h.json"
+    record = read_json(path) if path.exists() and not options.tiny else {"rows": []}
+    return [{"from": record["provenance"], **row} for row in record["rows"]]
 
 
 def draw(record: dict[str, Any], picture: Callable[..., Any]) -> str:
@@ -131,8 +169,9 @@ def draw(record: dict[str, Any], picture: Callable[..., Any]) -> str:
                 continue
             costs = [f"{mean(of(budget, kind, 'macs')) / 1e6:.2f}M", f"{mean(of(budget, kind, 'params')) / 1e3:.1f}K"]
             cells = [budget, label, *costs, spread(of(budget, kind, "shared")), spread([*alone[kind].values()])]
-            gains = [value - alone["uniform"][s] for s, value in alone[kind].items() if s in alone["uniform"]]
-            rows.append([*cells, difference(gains) if kind != "uniform" else ""])
+            rival = alone[RIVALS.get(kind, "uniform")]
+            gains = [value - rival[s] for s, value in alone[kind].items() if s in rival]
+            rows.append([*cells, "" if kind.startswith("uniform") else difference(gains)])
     head = ["budget", "net", "MACs", "parameters", "shared weights, %", "trained alone, %"]
     return table([*head, "gain over uniform by seed, points"], rows)
 
