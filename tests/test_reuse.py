@@ -361,3 +361,24 @@ def test_code_that_looks_at_sizes_is_run_at_every_width(look: str) -> None:
             assert candidate is not None
             _, kept = reuse.keep(widths, x, [group])
             _assert_same(reuse.run(kept, group, candidate, x), _whole(net, space, candidate, x))
+
+
+def test_a_race_per_cost_keeps_who_gains_most_and_not_who_saves_least() -> None:
+    """Two candidates better than the net of the step: as `greedy_slim` ranks them, by their gain."""
+    supernet, _ = _supernet()
+    space = supernet.space
+    full = space.full()
+    candidates = {g: c for g in space.groups if (c := space.narrowed(full, g)) is not None}
+    more, less, *losers = candidates
+    generator = torch.Generator().manual_seed(0)
+    common = torch.randn(800, generator=generator, dtype=torch.float64)
+    gains = {more: 0.02, less: 0.01} | dict.fromkeys(losers, -0.05)
+    drawn = {full: common}
+    for group, gain in gains.items():
+        drawn[candidates[group]] = common + gain + 0.01 * torch.randn(800, generator=generator, dtype=torch.float64)
+    judge = _Drawn(supernet, drawn, 100, 0.95)
+    judge.learn({f"gained.{group}": (drawn[candidates[group]] - common).float() for group in candidates})
+    savings = dict.fromkeys(candidates, 100.0) | {less: 1.0}
+    left = judge.compare(full, candidates, savings)
+    assert more in left
+    assert len(left) < len(candidates)

@@ -21,6 +21,7 @@ from autoslim.errors import ConfigError, DataError, RunError, nearest
 from autoslim.reuse import Diverged, Reuse
 from autoslim.screening import promising
 from autoslim.slicing import run_subnet
+from autoslim.slim import rank
 from autoslim.space import Widths
 from autoslim.supernet import Supernet
 from autoslim.tracing import split_input
@@ -375,20 +376,24 @@ class RacingJudge(ReuseJudge):
         for group, sums in running.items():
             if sums.samples.ndim != 1:
                 raise ConfigError("racing needs a score per sample; the score given is a mean: judge with ReuseJudge")
-            share = 1.0 if savings is None else savings[group]
-            gained[group] = (sums.samples - now.samples) / share
+            gained[group] = sums.samples - now.samples
             expected[group] = float(gained[group].mean())
             if group in self._gained:
-                before[group] = self._gained[group].double() / share
+                before[group] = self._gained[group].double()
                 expected[group] += float(before[group].mean() - before[group][: sums.count].mean())
-        best = max(expected, key=lambda group: expected[group])
+        shares = dict.fromkeys(running, 1.0) if savings is None else savings
+        best = max(expected, key=lambda group: rank(expected[group] / shares[group], savings and savings[group]))
+        if expected[best] >= 0:  # only losses are compared per cost (see `rank`)
+            shares = dict.fromkeys(running, 1.0)
         comparisons = (len(self.supernet.space.groups) - 1) * (len(self.batches) - 1)
         chance = (1 - self.confidence) / max(1, comparisons)
         if best in before:
             for group in before:
                 if group != best:
-                    lead = gained[best] - gained[group], before[best] - before[group]
-                    if chance_of_lead(*lead) < chance:
+                    lead, led = (
+                        known[best] / shares[best] - known[group] / shares[group] for known in (gained, before)
+                    )
+                    if chance_of_lead(lead, led) < chance:
                         yield group
 
 

@@ -13,6 +13,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from autoslim.calibrate import batch_statistics
 from autoslim.errors import ConfigError
 from autoslim.slicing import run_subnet
+from autoslim.slim import rank
 from autoslim.space import ChannelSpace, Widths
 from autoslim.supernet import Supernet
 from autoslim.tracing import split_input
@@ -35,8 +36,11 @@ def promising(
     if count >= len(candidates):
         return dict(candidates)
     found = estimates(supernet, widths, candidates, batch, score)
-    worth = found if savings is None else {group: value / savings[group] for group, value in found.items()}
-    best = set(sorted(worth, key=lambda group: -worth[group])[:count])
+    if savings is None:
+        ranks = {group: rank(value, None) for group, value in found.items()}
+    else:
+        ranks = {group: rank(value / savings[group], savings[group]) for group, value in found.items()}
+    best = set(sorted(ranks, key=lambda group: ranks[group], reverse=True)[:count])
     return {group: candidate for group, candidate in candidates.items() if group in best}
 
 

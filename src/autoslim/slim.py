@@ -87,12 +87,12 @@ def _steps(
             savings = {group: max(whole - cost(each), 1e-12) for group, each in candidates.items()}
         found = _compared(judge, widths, candidates, savings, on_candidate, now)
         assert found, "the smallest net meets the budget: that was checked before the search"
-        best = max(found, key=lambda group: _rank(found[group][1], None if savings is None else savings[group]))
+        best = max(found, key=lambda group: rank(found[group][1], None if savings is None else savings[group]))
         widths, now = candidates[best], found[best][0]
         yield SlimStep(best, widths, cost(widths), now)
 
 
-def _rank(worth: float, saving: float | None) -> tuple[bool, float, float, float]:
+def rank(worth: float, saving: float | None) -> tuple[bool, float, float, float]:
     """What a candidate is chosen by, the highest first. One whose worth is not a number never wins over another.
 
     Per cost saved only losses can be compared: of candidates that lose nothing, the one that gains most is the best,
