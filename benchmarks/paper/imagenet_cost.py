@@ -71,7 +71,7 @@ def rows(paths: list[Path]) -> list[list[str]]:
     for path in paths:
         config = load_config(path)
         spent = hours(config)
-        stages = [f"{spent[stage]:,.0f} h" for stage in ("supernet", "search", "retraining")]
+        stages = [f"{max(1, spent[stage]):,.0f} h" for stage in ("supernet", "search", "retraining")]
         total = sum(spent[stage] for stage in ("supernet", "search", "retraining"))
         throughput = f"{THROUGHPUT[path.stem] / 1e12:.1f} T MACs/s"
         lines.append(
