@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,10 @@ def test_help_is_there_at_once_and_needs_no_torch() -> None:
     script = Path(sys.executable).with_name("autoslim")
     times = []
     for _ in range(5):
-        started = time.perf_counter()
+        before = os.times()  # of a process that waits for nothing; a clock would measure who else is at work
         done = subprocess.run([str(script), "--help"], capture_output=True, text=True, check=True)
-        times.append(time.perf_counter() - started)
+        after = os.times()
+        times.append(after.children_user + after.children_system - before.children_user - before.children_system)
     for command in ("run", "inspect", "latency", "train", "slim", "retrain", "export", "report"):
         assert f"  {command} " in done.stdout
     assert sorted(times)[2] < 0.3
