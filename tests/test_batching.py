@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import nets
-from autoslim import ChannelSpace, PeakMemoryCost, RacingJudge, Supernet, fit_batches, pipeline, trace, zoo
+from autoslim import ChannelSpace, PeakMemoryCost, RacingJudge, Supernet, fit_batches, trace, zoo
 from autoslim.batching import Fit
 from autoslim.errors import ConfigError
 from autoslim.export import load_tensors
@@ -129,7 +129,7 @@ def test_a_run_keeps_its_batches(
     for metrics in root.rglob("subnets/*/metrics.json"):
         metrics.unlink()
     with monkeypatch.context() as patched:  # as if another version counted otherwise
-        patched.setattr(pipeline, "fit_batches", lambda *arguments, **options: Fit(20, 0))
+        patched.setattr("autoslim.config.fit_batches", lambda *arguments, **options: Fit(30, 0))
         assert run("slim", root) == 0
     assert (root / "slim.jsonl").read_bytes() == path
     assert run("run", root) == 0

@@ -152,7 +152,7 @@ def test_latency_shows_the_hot_layers_and_writes_a_table_that_it_reads_again(
 def test_a_process_says_everything_before_it_ends(in_tmp: Path) -> None:
     """It leaves its garbage where it is: output, exit codes and what was left for the end are those of any process."""
 
-    def ended(*arguments: str, first: str = "") -> subprocess.CompletedProcess[str]:
+    def ended(*arguments: str, first: str = "pass") -> subprocess.CompletedProcess[str]:
         code = f"import atexit, sys; from autoslim.__main__ import entry; {first}; sys.exit(entry())"
         return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
 
