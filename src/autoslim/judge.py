@@ -382,7 +382,11 @@ class RacingJudge(ReuseJudge):
                 before[group] = self._gained[group].double()
                 expected[group] += float(before[group].mean() - before[group][: sums.count].mean())
         shares = dict.fromkeys(running, 1.0) if savings is None else savings
-        best = max(expected, key=lambda group: rank(expected[group] / shares[group], savings and savings[group]))
+        ranks = {
+            group: rank(worth / shares[group], None if savings is None else savings[group])
+            for group, worth in expected.items()
+        }
+        best = max(ranks, key=lambda group: ranks[group])
         if expected[best] >= 0:  # only losses are compared per cost (see `rank`)
             shares = dict.fromkeys(running, 1.0)
         comparisons = (len(self.supernet.space.groups) - 1) * (len(self.batches) - 1)
