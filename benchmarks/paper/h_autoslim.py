@@ -158,7 +158,7 @@ def draw(record: dict[str, Any], picture: Callable[..., Any]) -> str:
             style = "o-" if len(shown) > 1 else "o"
             axes.errorbar(macs, [mean(values) for values in accuracies], bars, fmt=style, capsize=3, label=label)
         axes.set(xlabel="million MACs", ylabel="test accuracy, %")
-        axes.legend()
+        axes.legend(loc="lower right", fontsize=7)
 
     picture(plot)
     rows = []
