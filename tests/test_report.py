@@ -169,6 +169,7 @@ def test_peak_memory_has_a_column_if_a_budget_is_on_it() -> None:
         subnet["peak_memory"] = 1_000_000
     text = text_of(run)
     assert "Memory elements Peak memory bytes Latency" in text
+    assert 'colspan="5">Cost' in render_report(run)  # the heading spans the column that was added
     assert "Full net 3.43M 136k 198k 2M 0.878 ms" in text
     assert "96.8k 49% 1M 50% 0.6 ms" in text
 

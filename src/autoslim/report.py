@@ -137,6 +137,7 @@ def render_report(record: Record) -> str:
         "heads": "".join(f'<th scope="col">{head}</th>' for head in _heads(record).values()),
         "accuracies": len(_heads(record)),
         "results": _results_rows(record),
+        "costs": len(_columns(record)),
         "peak": '<th scope="col">Peak memory<small>bytes</small></th>' if "peak_memory" in _columns(record) else "",
         "device": escape(_measured_on(record)),
         "channels": _channels_part(record, figures),
