@@ -889,10 +889,10 @@ def test_batches_go_to_the_device():
 def test_augmentation_is_fast(fashion):
     batches = Batches(fashion.train, 128, mean=fashion.mean, std=fashion.std, augment="flip,crop", shuffle=True)
     next(iter(batches))
-    start = time.perf_counter()
+    start = time.process_time()  # what else the machine does is not its time
     for _ in batches:
         pass
-    assert time.perf_counter() - start < 1  # about 0.02 s; the bound is wide for a busy machine
+    assert time.process_time() - start < 1  # about 0.02 s
 
 
 @pytest.mark.parametrize("augment", ["none", "flip", "flip,crop", "crop, flip", "resized-crop,flip,jitter"])

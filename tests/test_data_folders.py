@@ -276,9 +276,9 @@ def test_many_files_are_found_in_seconds(tmp_path):
         fill(tmp_path / "set" / name, 1)
         for index in range(4_999):  # hard links cost no space
             os.link(tmp_path / "set" / name / "000.png", tmp_path / "set" / name / f"l{index}.png")
-    start = time.perf_counter()
+    start = time.process_time()
     found = read_folder(tmp_path / "set")
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     assert len(found.train) == 20_000
     assert found.train.labels.bincount().tolist() == [5_000] * 4
     assert seconds < 5  # 0.1 s (100,000: see docs/data.md); the bound is wide for a busy machine

@@ -120,7 +120,7 @@ def test_a_space_without_lifetimes_says_so() -> None:
 def test_it_takes_well_under_a_millisecond_per_net() -> None:
     space = trace(*make("autoslim:mobilenet_v2"))
     peak, widths = PeakMemoryCost(space), space.uniform(0.5)
-    started = time.perf_counter()
+    started = time.process_time()
     for _ in range(20):
         peak(widths)
-    assert (time.perf_counter() - started) / 20 < 5e-3  # 0.6 ms when nothing else runs
+    assert (time.process_time() - started) / 20 < 5e-3  # 0.6 ms when nothing else runs
