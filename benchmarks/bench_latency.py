@@ -5,12 +5,14 @@
     python benchmarks/bench_latency.py --models resnet50 --runtimes onnxruntime --threads 2     # one session
 
 For each model, runtime and number of threads, a session: a table is measured (a fresh one, on subnets of its own), then
-random subnets are measured end to end, each twice at different times, and predicted. Two kinds: "around" draws a ratio
-between 0.25 and 1 for each net and its widths around it, "independent" draws every width by itself, which gives nets of
-about equal latency. Resumes session by session: a session that is complete in benchmarks/results/latency.json stays as
-it is (unless `--again`), one that was killed is begun anew, for a prediction is compared with measurements of the same
-session. latency.md is written from the complete ones. `again` compares the two measurements with each other, which no
-prediction can better. The last line is one JSON object with the worst of all sessions and both kinds.
+random subnets are measured end to end and predicted. They are measured in rounds over all of them, minutes apart, as a
+shared machine is slower in one minute than in another; a round gives the median of its passes, the least of every other
+round is the measurement, that of the remaining ones `again`. Two kinds: "around" draws a ratio between 0.25 and 1 for
+each net and its widths around it, "independent" draws every width by itself, which gives nets of about equal latency.
+Resumes session by session: a session that is complete in benchmarks/results/latency.json stays as it is (unless
+`--again`), one that was killed is begun anew, for a prediction is compared with measurements of the same session.
+latency.md is written from the complete ones. `again` compares the two measurements with each other, which no prediction
+can better. The last line is one JSON object with the worst of all sessions and both kinds.
 """
 
 from __future__ import annotations
@@ -75,15 +77,20 @@ def measure(options: argparse.Namespace, name: str, runtime: str, threads: int) 
     found: dict[str, dict[str, Any]] = {
         key: {"predicted_ms": cost(widths), "widths": list(widths.values())} for key, widths in nets.items()
     }
-    for round_ in ("ms", "again_ms"):
+    rounds: dict[str, list[float]] = {key: [] for key in nets}
+    for number in range(options.rounds):
         for key, widths in nets.items():
             net = extract(model, space, widths).eval()
             prepared = Prepared(runtime, net, image, threads, onnx.at(widths, net) if onnx else None)
-            samples = prepared.passes(options.repeats, warmup=5, seconds=5.0)
-            found[key] |= {round_: statistics.median(samples), f"{round_.removesuffix('ms')}spread_ms": spread(samples)}
+            samples = prepared.passes(options.repeats, warmup=3, seconds=5.0)
+            rounds[key].append(statistics.median(samples))
+            found[key] |= {"spread_ms": spread(samples)}
             say(
-                f"{name} {runtime} {threads}, {key}: {found[key][round_]:.2f} ms, {found[key]['predicted_ms']:.2f} predicted"
+                f"{name} {runtime} {threads}, round {number + 1}, {key}: {rounds[key][-1]:.2f} ms, "
+                f"{found[key]['predicted_ms']:.2f} predicted"
             )
+    for key, medians in rounds.items():  # as a table does: of several rounds, the least disturbed
+        found[key] |= {"ms": min(medians[::2]), "again_ms": min(medians[1::2]), "rounds_ms": medians}
     return {
         "settings": settings(options),
         "about": dict(table.about),
@@ -97,7 +104,7 @@ def measure(options: argparse.Namespace, name: str, runtime: str, threads: int) 
 
 def settings(options: argparse.Namespace) -> dict[str, int]:
     """What makes sessions comparable."""
-    return {key: getattr(options, key) for key in ("nets", "profiled", "repeats", "size")}
+    return {key: getattr(options, key) for key in ("nets", "profiled", "repeats", "rounds", "size")}
 
 
 def say(text: str) -> None:
@@ -152,7 +159,10 @@ def main() -> None:
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--nets", type=int, default=30, help="of each kind")
     parser.add_argument("--profiled", type=int, default=60, help="subnets that a table is measured on")
-    parser.add_argument("--repeats", type=int, default=30)
+    parser.add_argument("--repeats", type=int, default=15, help="passes in a round")
+    parser.add_argument(
+        "--rounds", type=int, default=4, help="over all nets; every other one is the measurement `again`"
+    )
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--again", action="store_true", help="measure complete sessions again")
     parser.add_argument("--quick", action="store_true", help="one small session, written beside the results")
@@ -164,7 +174,7 @@ def main() -> None:
             options.runtimes[:1],
             options.threads[:1],
         )
-        options.nets, options.profiled, options.repeats, options.size = 6, 12, 10, 96
+        options.nets, options.profiled, options.repeats, options.rounds, options.size = 6, 12, 10, 2, 96
         options.out = options.out.with_name("latency_quick.json")
     records: dict[str, Any] = read_json(options.out) if options.out.exists() else {}
     for name in options.models:

@@ -179,7 +179,7 @@ def _measure(
             net = on_cpu(net)
             onnx = onnx or OnnxNets(on_cpu(model), space, on_cpu(_only_tensor(example_input)))
         prepared = Prepared(runtime, net, example_input, threads, onnx.at(widths, net) if onnx else None)
-        whole, parts = prepared.passes(repeats), prepared.operators(operators, repeats)
+        whole, parts = prepared.passes(3 * repeats, warmup=3), prepared.operators(operators, repeats)
         if not parts and runtime != "torch":
             given = on_cpu(example_input) if runtime in ON_CPU else example_input
             parts = Prepared("torch", net, given, threads).operators(operators, repeats)
