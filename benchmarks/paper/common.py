@@ -237,10 +237,12 @@ class Lab:
         """A plain net at a width ratio, and its accuracy on the test images."""
         return self.plain(f"i-net-{ratio:g}-{seed}", self.space.uniform(ratio), seed)
 
-    def us_net(self, low: float, seed: int, n: int = 4, distill: bool = True) -> tuple[Supernet, dict[str, Any]]:
-        """A US-Net for ratios from `low` to 1, trained by the sandwich rule of `n` nets."""
-        name = us_net_name(low, seed, n, distill)
-        return self.supernet(name, seed, (low, 1.0), num_random=n - 2, distill=distill)
+    def us_net(
+        self, low: float, seed: int, n: int = 4, distill: bool = True, times: int = 1
+    ) -> tuple[Supernet, dict[str, Any]]:
+        """A US-Net for ratios from `low` to 1, trained by the sandwich rule of `n` nets, so many times as long."""
+        name, epochs = us_net_name(low, seed, n, distill, times), times * self.setting.supernet_epochs
+        return self.supernet(name, seed, (low, 1.0), epochs, num_random=n - 2, distill=distill)
 
     def s_net(self, seed: int, *, private: bool = True) -> tuple[SwitchableNet, dict[str, Any]]:
         """An S-Net, or the same with shared BatchNorm, with both errors of its switches after each epoch."""
@@ -292,9 +294,9 @@ class Lab:
         return read_json(path)
 
 
-def us_net_name(low: float, seed: int, n: int, distill: bool) -> str:
+def us_net_name(low: float, seed: int, n: int, distill: bool, times: int = 1) -> str:
     """What a US-Net is remembered by."""
-    return f"us-net-{low:g}-n{n}{'' if distill else '-hard'}-{seed}"
+    return f"us-net-{low:g}-n{n}{'' if distill else '-hard'}{f'-{times}x' if times > 1 else ''}-{seed}"
 
 
 def accuracy_as_in_training(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> float:

@@ -128,7 +128,8 @@ def backward_in_turn(
         losses[name] = value.detach()
         if distill and lesson is targets:
             teach, lesson = imitate, _detached(output)
-        del output, value  # nothing of a net is kept while the next one runs
+        del output, value  # nothing of a net is kept while the next one runs,
+        torch.clear_autocast_cache()  # nor its weights in lower precision, which narrower nets cannot use
     return {name: float(value) for name, value in losses.items()}  # last: on a GPU each number waits for all before it
 
 
