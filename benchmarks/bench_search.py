@@ -6,8 +6,11 @@
 One process, the same supernet and images. The search walks down by racing. At each `--every`-th step (2,000 images:
 all) the same step is judged on all images as well: by reuse, which gives the scores of judging one by one to 1e-5, and
 in turn some of its candidates one by one, with the statistics of each batch and by the common practice (BatchNorm
-recalibrated on 2,000 images, then evaluated). Times of those are per candidate, times the candidates of the walk.
-Where every step was compared, the nets at the ends of both paths are evaluated on the test images.
+recalibrated on 2,000 images, then evaluated). Times of those are per candidate, times the candidates of the walk. The
+time of the race has its preparation in it, which a search makes once. With one thread times are CPU times of the process,
+which other programs on the machine move least; with several, wall times. `--precision bf16`: the race runs in that where
+its rounding is harmless, as `slim.precision` does; what it is compared with runs in fp32 throughout. Where every step was
+compared, the nets at the ends of both paths are evaluated on the test images.
 Supernets are trained once, briefly, on Fashion-MNIST at 32 px and kept in runs/bench_search. Writes
 benchmarks/results/search.json; the last line is one JSON object with the worst of all nets and numbers of images.
 """
@@ -45,6 +48,8 @@ from autoslim import (
 from autoslim.calibrate import batch_statistics
 from autoslim.data import Batches, ImageData, ImageSet, load_data
 from autoslim.export import load_tensors, save_tensors
+from autoslim.judge import SCORES
+from autoslim.precision import lowered, lowered_inputs, rounding_of
 from autoslim.run import provenance
 from autoslim.train import load_unshared, unshared
 
@@ -76,6 +81,7 @@ class Bench:
         fixed: Sequence[str] = (),
     ) -> None:
         self.name, self.data, self.options = name, data, options
+        self.clock = time.process_time if options.threads == 1 else time.perf_counter
         space = trace(model, torch.zeros(1, 1, 32, 32), fixed=fixed).with_choices(bins, divisor, min_ratio=1 / 4)
         self.supernet = Supernet(model.to(memory_format=torch.channels_last), space)
         self._train()
@@ -120,18 +126,18 @@ class Bench:
     def run(self, count: int, every: int, most: int) -> dict[str, Any]:
         """Walk down by racing; at some steps judge the same step in the other ways too."""
         space, images = self.supernet.space, self.held_out(count)
-        cost, racing, exact = MacCost(space), RacingJudge(self.supernet, images), ReuseJudge(self.supernet, images)
-        started = time.perf_counter()
+        cost, racing, exact = MacCost(space), self._racing(images), ReuseJudge(self.supernet, images)
+        started = self.clock()
         racing.reuse.whole()
-        preparation = time.perf_counter() - started
-        exact.__dict__["reuse"] = racing.reuse  # found once
+        preparation = self.clock() - started
+        exact.reuse.whole()
         widths, path, limit = space.full(), list[str](), self.options.budget * cost(space.full())
         steps: list[dict[str, Any]] = []
         while cost(widths) > limit and len(steps) < most:
             candidates = {g: c for g in space.groups if (c := space.narrowed(widths, g)) is not None}
-            started = time.perf_counter()
+            started = self.clock()
             raced = racing.compare(widths, candidates)
-            step: dict[str, Any] = {"candidates": len(candidates), "racing": time.perf_counter() - started}
+            step: dict[str, Any] = {"candidates": len(candidates), "racing": self.clock() - started}
             chosen = _best(raced)
             if len(steps) % every == 0:
                 step |= self._compared(widths, candidates, chosen, exact, images)
@@ -141,22 +147,33 @@ class Bench:
             print(f"{self.name}, {count} images, step {len(steps)}: {_rounded(step)}", flush=True)
         return self._record(count, path, steps, preparation) | self._gap(widths, path, steps, exact, limit)
 
+    def _racing(self, images: Images) -> RacingJudge:
+        """The judge of the walk, in the precision asked for if that is harmless."""
+        if self.options.precision == "fp32":
+            return RacingJudge(self.supernet, images)
+        low = lowered(self.supernet)
+        found = rounding_of(self.supernet, low, images, SCORES["loss"])
+        print(f"{self.name}: rounding {found.rounding:.2g}, chance {found.chance:.2g}", flush=True)
+        if not found.is_harmless:
+            raise SystemExit(f"{self.name}: rounding to bf16 moves decisions here; a run would go on in fp32")
+        return RacingJudge(low, [(lowered_inputs(inputs), labels) for inputs, labels in images])
+
     def _compared(
         self, widths: Widths, candidates: dict[str, Widths], chosen: str, exact: ReuseJudge, images: Images
     ) -> dict[str, Any]:
         """The step judged on all images by reuse, and times of some candidates judged one by one, in turn."""
-        started = time.perf_counter()
+        started = self.clock()
         found = exact.compare(widths, candidates)
-        reuse = time.perf_counter() - started
+        reuse = self.clock() - started
         judge, times = Judge(self.supernet, images), {"exhaustive": list[float](), "recalibration": list[float]()}
         for group in list(candidates)[:: max(1, len(candidates) // 3)][:3]:
-            started = time.perf_counter()
+            started = self.clock()
             score = judge(candidates[group])
-            times["exhaustive"].append(time.perf_counter() - started)
+            times["exhaustive"].append(self.clock() - started)
             assert abs(score - found[group][0]) < 1e-5, "reuse gives what judging one by one gives"
-            started = time.perf_counter()
+            started = self.clock()
             self.recalibrated(candidates[group], images)
-            times["recalibration"].append(time.perf_counter() - started)
+            times["recalibration"].append(self.clock() - started)
         best = _best(found)
         return {
             "reuse": reuse,
@@ -168,12 +185,14 @@ class Bench:
     def _record(self, count: int, path: list[str], steps: list[dict[str, Any]], preparation: float) -> dict[str, Any]:
         compared = [step for step in steps if "reuse" in step]
         judged = sum(step["candidates"] for step in steps)
-        seconds = {"racing": sum(step["racing"] for step in steps)}
+        seconds = {"racing": preparation + sum(step["racing"] for step in steps)}
         for kind in ("exhaustive", "recalibration"):
             seconds[kind] = judged * statistics.median(step["per_candidate"][kind] for step in compared)
         return {
             "net": self.name,
             "images": count,
+            "precision": self.options.precision,
+            "threads": self.options.threads,
             "groups": len(self.supernet.space.groups),
             "candidates": judged,
             "seconds": _rounded(seconds),
@@ -211,7 +230,9 @@ class Bench:
 def _keep(records: list[dict[str, Any]]) -> None:
     """Add records to the file; each takes the place of one of the same net and number of images."""
     before = json.loads(RESULTS.read_text())["records"] if RESULTS.exists() else []
-    kept = {(record["net"], record["images"]): record for record in (*before, *records)}
+    kept = {
+        (record["net"], record["images"], record.get("precision", "fp32")): record for record in (*before, *records)
+    }
     RESULTS.write_text(json.dumps({"records": [kept[key] for key in sorted(kept)]}, indent=1) + "\n")
 
 
@@ -243,6 +264,7 @@ def main() -> None:
     parser.add_argument("--training-images", type=int, default=20_000, help="for a supernet")
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "bench_search")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of the race")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
     if options.quick:
