@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from autoslim import (
     trace,
 )
 from autoslim.errors import ConfigError, DataError, SpaceError
+from autoslim.slicing import gradients_in_place
 
 CASES = ["plain", "residual", "depthwise", "concatenated", "squeeze_excite", "shared_layer", "flattened"]
 
@@ -313,3 +315,46 @@ def test_evaluation_counts_by_images_and_restores_modes() -> None:
     assert net.training
     with pytest.raises(DataError, match="no images"):
         evaluate(net, [])
+
+
+@pytest.mark.parametrize("name", nets.MENAGERIE)
+def test_gradients_added_in_place_are_those_that_autograd_adds(name: str) -> None:
+    net, inputs = nets.build(name)
+    supernet = Supernet(net.train(), trace(net, inputs))
+    space, before = supernet.space, {key: tensor.clone() for key, tensor in net.state_dict().items()}
+    found: list[dict[str, Tensor | None]] = []
+    for direct in (False, True):
+        net.load_state_dict(before)
+        net.zero_grad(set_to_none=True)
+        for widths in (space.smallest(), space.full(), space.sample(random.Random(1))):  # the first finds no gradients
+            torch.manual_seed(0)
+            with gradients_in_place() if direct else nullcontext():
+                outputs = torch.utils._pytree.tree_leaves(supernet(inputs, widths))
+            sum(out.square().mean() for out in outputs if isinstance(out, Tensor) and out.requires_grad).backward()
+        found.append({key: parameter.grad for key, parameter in net.named_parameters()})
+    for key, gradient in found[0].items():
+        other = found[1][key]
+        assert (gradient is None) == (other is None), key
+        assert gradient is None or torch.equal(gradient, other), key
+
+
+def test_frozen_parameters_get_no_gradients_in_place() -> None:
+    net, inputs = nets.build("plain")
+    next(net.parameters()).requires_grad_(False)
+    supernet = Supernet(net, trace(net, inputs))
+    with gradients_in_place():
+        supernet(inputs, supernet.space.smallest()).sum().backward()
+    assert next(net.parameters()).grad is None
+    assert list(net.parameters())[-1].grad is not None
+
+
+def test_gradients_in_place_are_for_backward_alone_and_nets_outside_have_all_of_autograd() -> None:
+    net, inputs = nets.build("plain")
+    supernet, first = Supernet(net, trace(net, inputs)), next(net.parameters())
+    widths = supernet.space.smallest()
+    (gradient,) = torch.autograd.grad(supernet(inputs, widths).square().sum(), [first], create_graph=True)
+    assert gradient.requires_grad
+    with gradients_in_place():
+        loss = supernet(inputs, widths).square().sum()
+    with pytest.raises(RuntimeError, match="appears to not have been used in the graph"):
+        torch.autograd.grad(loss, [first])

@@ -4,25 +4,34 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from contextvars import ContextVar
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from autoslim.errors import SpaceError
 from autoslim.space import Axis, ChannelSpace
 
+Places = list[tuple[int, range | tuple[int, ...]]]
+
+
+def places_of(axes: tuple[Axis, ...], widths: Mapping[str, int]) -> Places:
+    """The dimensions that `widths` make shorter, with the positions that are kept of each."""
+    found = ((dim, axis, axis.positions(widths)) for dim, axis in enumerate(axes) if axis.groups)
+    return [(dim, positions) for dim, axis, positions in found if len(positions) != axis.size]
+
 
 def cut(tensor: Tensor, axes: tuple[Axis, ...], widths: Mapping[str, int]) -> Tensor:
     """`tensor` with only the positions kept by `widths`: a view where they are prefixes, else a differentiable copy."""
-    for dim, axis in enumerate(axes):
-        if not axis.groups:
-            continue
-        positions = axis.positions(widths)
-        if len(positions) == axis.size:
-            continue
+    return _taken(tensor, places_of(axes, widths))
+
+
+def _taken(tensor: Tensor, places: Places) -> Tensor:
+    for dim, positions in places:
         if isinstance(positions, range):
             tensor = tensor.narrow(dim, 0, len(positions))
         else:
@@ -32,13 +41,25 @@ def cut(tensor: Tensor, axes: tuple[Axis, ...], widths: Mapping[str, int]) -> Te
 
 def put_back(tensor: Tensor, axes: tuple[Axis, ...], widths: Mapping[str, int], values: Tensor) -> None:
     """Write the values that `cut(tensor, axes, widths)` gave, changed since, to where they were taken from."""
-    places = [torch.tensor(axis.positions(widths), device=tensor.device) for axis in axes]
     with torch.no_grad():
-        tensor[torch.meshgrid(*places, indexing="ij") if places else ()] = values.to(tensor.dtype)
+        _put(tensor, places_of(axes, widths), values.to(tensor.dtype))
+
+
+def _put(tensor: Tensor, places: Places, values: Tensor) -> None:
+    if not places:
+        tensor.copy_(values)
+        return
+    grid = [torch.arange(size, device=tensor.device) for size in tensor.shape]
+    for dim, positions in places:
+        grid[dim] = torch.tensor(positions, device=tensor.device)
+    tensor[torch.meshgrid(grid, indexing="ij")] = values
 
 
 def active_tensors(
-    model: nn.Module, space: ChannelSpace, widths: Mapping[str, int], given: Mapping[str, Tensor] | None = None
+    model: nn.Module,
+    space: ChannelSpace,
+    widths: Mapping[str, int],
+    given: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """The tensors that make `model` the subnet of these widths, for `torch.func.functional_call`.
 
@@ -46,17 +67,84 @@ def active_tensors(
     running statistics that a subnet updates in training mode never reach the model. Attributes such as `groups` must be
     set around the call as well: see `active_attributes`. Tensors that are `given` are taken instead.
     """
-    given = given or {}
-    parameters = dict(model.named_parameters())
-    tensors = {
-        name: cut(parameters[name], axes, widths)
-        for name, axes in space.parameters.items()
-        if name not in given and any(axis.groups for axis in axes)
-    }
-    for name, buffer in model.named_buffers():
-        if name not in given:
-            tensors[name] = cut(buffer.detach(), space.buffers[name], widths).clone()
-    return {**tensors, **given}
+    return _active(_owned(model), space, widths, given or {})
+
+
+class _Owned(NamedTuple):
+    """A place that a module has for a parameter or a buffer: `places[key]`, which holds `tensor`."""
+
+    places: dict[str, Any]
+    key: str
+    name: str  # the first one of the tensor, as `named_parameters` has it
+    tensor: Tensor
+    is_parameter: bool
+
+
+def _owned(model: nn.Module) -> list[_Owned]:
+    """All places with a tensor in them; found once for a pass, for the walk takes longer than the cutting."""
+    names: dict[int, str] = {}
+    found = []
+    for prefix, module in model.named_modules():
+        for places in (module._parameters, module._buffers):
+            for key, tensor in places.items():
+                if tensor is not None:
+                    name = names.setdefault(id(tensor), f"{prefix}.{key}" if prefix else key)
+                    found.append(_Owned(places, key, name, tensor, places is module._parameters))
+    return found
+
+
+def _active(
+    owned: Sequence[_Owned], space: ChannelSpace, widths: Mapping[str, int], given: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    tensors = dict(given)
+    for _, _, name, tensor, is_parameter in owned:
+        if name in tensors:
+            continue
+        if not is_parameter:
+            tensors[name] = cut(tensor.detach(), space.buffers[name], widths).clone()
+        elif places := places_of(space.parameters[name], widths):
+            is_direct = _is_direct.get() and tensor.requires_grad
+            tensors[name] = _Part.apply(tensor, places) if is_direct else _taken(tensor, places)
+    return tensors
+
+
+_is_direct: ContextVar[bool] = ContextVar("_is_direct", default=False)
+
+
+@contextmanager
+def gradients_in_place() -> Iterator[None]:
+    """Nets that run inside add their gradients to those parts of the model's own that they are of, when they go back.
+
+    That is the same as ever, but for a tensor of the size of the whole parameter for each, most of it zeros. But
+    `torch.autograd.grad` and hooks of parameters see nothing of it: it is for steps that end in `backward()`.
+    """
+    token = _is_direct.set(True)
+    try:
+        yield
+    finally:
+        _is_direct.reset(token)
+
+
+class _Part(torch.autograd.Function):
+    """A part of a parameter, dense, as kernels want it, whose gradient goes to where the parameter's lies."""
+
+    @staticmethod
+    def forward(ctx: Any, parameter: Tensor, places: Places) -> Tensor:
+        ctx.parameter, ctx.places = parameter, places
+        part = _taken(parameter.detach(), places)
+        return part if torch.is_autocast_enabled(parameter.device.type) else part.clone()  # autocast copies it anyway
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, None]:
+        parameter, places = ctx.parameter, ctx.places
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        if all(isinstance(positions, range) for _, positions in places):
+            _taken(parameter.grad, places).add_(gradient)
+        else:
+            _put(parameter.grad, places, _taken(parameter.grad, places) + gradient)
+        return None, None
 
 
 @contextmanager
@@ -90,32 +178,27 @@ def run_subnet(
 
     Tensors that are `given`, under their names in the model, are used in place of its own; they may change.
     """
-    tensors = active_tensors(model, space, widths, given)
-    with active_attributes(model, space, widths), _in_place_of(model, tensors), mode or nullcontext():
+    owned = _owned(model)
+    tensors = _active(owned, space, widths, given or {})
+    with active_attributes(model, space, widths), _in_place_of(owned, tensors), mode or nullcontext():
         return model(*args, **(kwargs or {}))
 
 
 @contextmanager
-def _in_place_of(model: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+def _in_place_of(owned: Sequence[_Owned], tensors: Mapping[str, Tensor]) -> Iterator[None]:
     """Put tensors into the places that parameters and buffers of these names have, and back afterwards.
 
     `torch.func.functional_call` does the same, but leaves a module that is registered under two names with its
     replacement.
     """
-    names = {id(tensor): name for name, tensor in (*model.named_parameters(), *model.named_buffers())}
-    replaced: list[tuple[dict[str, Any], str, Tensor]] = []
+    replaced = [each for each in owned if each.name in tensors]
     try:
-        for module in model.modules():
-            for places in (module._parameters, module._buffers):
-                for key, tensor in places.items():
-                    name = names.get(id(tensor), "")
-                    if name in tensors:
-                        replaced.append((places, key, tensor))  # type: ignore[arg-type]  # not None: it has a name
-                        places[key] = tensors[name]  # type: ignore[assignment]
+        for places, key, name, *_ in replaced:
+            places[key] = tensors[name]
         yield
     finally:
-        for places, key, tensor in replaced:
-            places[key] = tensor  # type: ignore[assignment]
+        for places, key, _, tensor, _ in replaced:
+            places[key] = tensor
 
 
 def extract(model: nn.Module, space: ChannelSpace, widths: Mapping[str, int]) -> nn.Module:

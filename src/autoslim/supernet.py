@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from autoslim.errors import SpaceError
 from autoslim.losses import Backward, Loss, plain_backward, soft_cross_entropy
-from autoslim.slicing import check_model, run_subnet
+from autoslim.slicing import check_model, gradients_in_place, run_subnet
 from autoslim.space import ChannelSpace, Widths
 from autoslim.tracing import split_input
 
@@ -81,7 +81,8 @@ def sandwich_backward(
     `loss` too. The four losses are summed with weight 1, each backward frees its graph before the next forward. `rng`
     draws the widths: one for each group (AutoSlim), or, with `ratios=(low, high)`, one ratio between them for the whole
     net (US-Net); its widest and narrowest nets then are those of these ratios. `backward(loss)` sends a loss back: give
-    `accelerator.backward`, or `lambda loss: scaler.scale(loss).backward()`. Returns the losses by name.
+    `accelerator.backward`, or `lambda loss: scaler.scale(loss).backward()`. Hooks of parameters see the gradients of
+    uncut ones only (see `gradients_in_place`); look at gradients after the step. Returns the losses by name.
     """
     if not isinstance(num_random, int) or num_random < 0:
         raise SpaceError(f"num_random must be a whole number of at least 0, got {num_random!r}")
@@ -122,7 +123,8 @@ def backward_in_turn(
     teach, lesson = loss, targets
     losses: dict[str, Tensor] = {}
     for name, run in nets.items():
-        output = run()
+        with gradients_in_place():
+            output = run()
         value = teach(output, lesson)
         backward(value)
         losses[name] = value.detach()
