@@ -10,7 +10,8 @@ an order that alternates; the ratio of a round is taken within it, and medians o
 up first, as compiled kernels are cached by shape. `ratio` compares forward and backward passes alone: a sandwich makes one optimizer step where
 four plain nets make four, which would flatter it. `ratio_with_optimizer` has these steps in it, one against four. With one thread
 the clock is the CPU time of the process (`time.process_time`), which other programs on the machine move least; with several it is wall time.
-Memory: the peak of a sandwich step against a plain step of the full net, each in a process of its own (bench_memory.py). Loader: images per
+Memory: the peak of a sandwich step against a plain step of the full net, each in a process of its own: of tensors, and of the process, which
+has oneDNN's kernels in it (bench_memory.py says how). Loader: images per
 second of `Batches` with flips and resized crops against those of the step: from memory, and streamed from a folder of JPEGs written for it, by
 0, 1 ... worker processes (wall time). --profile: torch.profiler's shares of CPU time in convolutions and matrix products, in normalisation and
 activations, and in everything else, for a sandwich step and its plain nets. Written to benchmarks/results/train.json case by case; a case that is
@@ -24,8 +25,6 @@ import json
 import os
 import random
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -46,6 +45,7 @@ from autoslim.files import read_json, write_json
 from autoslim.losses import soft_cross_entropy
 from autoslim.run import provenance
 from autoslim.train import make_optimizer
+from bench_memory import peak
 
 RESULTS = Path(__file__).parent / "results" / "train.json"
 NETS = ("mobilenet_v2", "resnet50")
@@ -232,15 +232,13 @@ def write_images(folder: Path, side: int) -> None:
 
 
 def memory(name: str, size: int, precision: str, batch: int) -> dict[str, Any]:
-    peaks = {}
-    for kind in ("plain", "sandwich"):
-        command = [sys.executable, str(Path(__file__).with_name("bench_memory.py")), "--measure", name, kind]
-        command += [str(batch), str(size), "--precision", precision]
-        environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
-        peaks[kind] = float(subprocess.check_output(command, text=True, env=environment))
-    ratio = peaks["sandwich"] / peaks["plain"]
-    print(f"{name} {size} px {precision}, batch {batch}: memory ratio {ratio:.3f}", flush=True)
-    return {"mib": peaks, "ratio": ratio}
+    found: dict[str, Any] = {}
+    for of in ("tensors", "process"):
+        peaks = {kind: peak(name, kind, batch, size, precision, of) for kind in ("plain", "sandwich")}
+        found[of] = {"mib": peaks, "ratio": peaks["sandwich"] / peaks["plain"]}
+    ratios = ", ".join(f"{of} {each['ratio']:.3f}" for of, each in found.items())
+    print(f"{name} {size} px {precision}, batch {batch}: memory ratios: {ratios}", flush=True)
+    return found
 
 
 # --- the record ---
@@ -283,7 +281,10 @@ class Record:
         return {
             "time_ratio": max(each["ratio"] for each in times),
             "time_ratio_with_optimizer": max(each["ratio_with_optimizer"] for each in times),
-            "memory_ratio": max(each["ratio"] for each in self.known["memory"].values()),
+            **{
+                f"memory_ratio, {of}": max(each[of]["ratio"] for each in self.known["memory"].values())
+                for of in ("tensors", "process")
+            },
             **{f"loader_share, {name}": share for name, share in shares.items()},
         }
 
