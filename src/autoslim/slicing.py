@@ -126,13 +126,12 @@ def gradients_in_place() -> Iterator[None]:
 
 
 class _Part(torch.autograd.Function):
-    """A part of a parameter, dense, as kernels want it, whose gradient goes to where the parameter's lies."""
+    """A part of a parameter, whose gradient goes to where the parameter's lies."""
 
     @staticmethod
     def forward(ctx: Any, parameter: Tensor, places: Places) -> Tensor:
         ctx.parameter, ctx.places = parameter, places
-        part = _taken(parameter.detach(), places)
-        return part if torch.is_autocast_enabled(parameter.device.type) else part.clone()  # autocast copies it anyway
+        return _taken(parameter.detach(), places)  # a dense copy would save kernels theirs, and hold it for a pass
 
     @staticmethod
     @once_differentiable
@@ -152,8 +151,9 @@ def active_attributes(model: nn.Module, space: ChannelSpace, widths: Mapping[str
     """Set `groups`, `normalized_shape` and the like for `widths`; they are restored whatever happens inside."""
     replaced = []
     try:
+        modules = dict(model.named_modules(remove_duplicate=False))
         for attribute in space.attributes:
-            module = model.get_submodule(attribute.module)
+            module = modules[attribute.module]
             before = getattr(module, attribute.name)
             value = _like(before, attribute.value(widths))
             if before != value:
