@@ -49,7 +49,7 @@ def draw(record: dict[str, Any], picture: Callable[..., Any]) -> str:
             style = ("s" if "no " in row["name"] else "o") + ("--" if "long" in row["name"] else "-")
             axes.plot(RATIOS, means, style, label=row["name"], markersize=4)
         axes.set(xlabel="width", ylabel="test accuracy, %")
-        axes.legend()
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, fontsize=8)
 
     picture(plot)
     rows = []
