@@ -25,6 +25,7 @@ from autoslim import (
 )
 from autoslim.errors import ConfigError, DataError, SpaceError
 from autoslim.slicing import gradients_in_place
+from autoslim.tracing import tensors_in
 
 CASES = ["plain", "residual", "depthwise", "concatenated", "squeeze_excite", "shared_layer", "flattened"]
 
@@ -329,8 +330,8 @@ def test_gradients_added_in_place_are_those_that_autograd_adds(name: str) -> Non
         for widths in (space.smallest(), space.full(), space.sample(random.Random(1))):  # the first finds no gradients
             torch.manual_seed(0)
             with gradients_in_place() if direct else nullcontext():
-                outputs = torch.utils._pytree.tree_leaves(supernet(inputs, widths))
-            sum(out.square().mean() for out in outputs if isinstance(out, Tensor) and out.requires_grad).backward()
+                outputs = tensors_in(supernet(inputs, widths))
+            sum(output.square().mean() for output in outputs if output.requires_grad).backward()
         found.append({key: parameter.grad for key, parameter in net.named_parameters()})
     for key, gradient in found[0].items():
         other = found[1][key]
