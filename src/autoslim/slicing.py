@@ -56,10 +56,7 @@ def _put(tensor: Tensor, places: Places, values: Tensor) -> None:
 
 
 def active_tensors(
-    model: nn.Module,
-    space: ChannelSpace,
-    widths: Mapping[str, int],
-    given: Mapping[str, Tensor] | None = None,
+    model: nn.Module, space: ChannelSpace, widths: Mapping[str, int], given: Mapping[str, Tensor] | None = None
 ) -> dict[str, Tensor]:
     """The tensors that make `model` the subnet of these widths, for `torch.func.functional_call`.
 
