@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 _ENVIRONMENT = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
 
@@ -72,11 +73,11 @@ def measure(name: str, kind: str, batch: int, size: int, precision: str = "fp32"
     return resident("VmHWM") - before
 
 
-def allocated(profiled: object) -> float:
+def allocated(profiled: Any) -> float:
     """MiB of tensors at the highest moment that was profiled, above the lowest."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trace.json"
-        profiled.export_chrome_trace(str(path))  # type: ignore[attr-defined]
+        profiled.export_chrome_trace(str(path))
         events = json.loads(path.read_text())["traceEvents"]
     levels = [event["args"]["Total Allocated"] for event in events if event.get("name") == "[memory]"]
     return (max(levels) - min(levels)) / 2**20

@@ -228,7 +228,7 @@ class Bench:
 
 
 def _keep(records: list[dict[str, Any]]) -> None:
-    """Add records to the file; each takes the place of one of the same net and number of images."""
+    """Add records to the file; each takes the place of one of the same net, number of images and precision."""
     before = json.loads(RESULTS.read_text())["records"] if RESULTS.exists() else []
     kept = {
         (record["net"], record["images"], record.get("precision", "fp32")): record for record in (*before, *records)
