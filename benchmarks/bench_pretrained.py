@@ -128,11 +128,13 @@ class Bench:
         }
 
     def batches(self, part: str, size: int = 125) -> Resized:
-        return Resized(Batches(self.parts[part], size, mean=MEAN, std=STD), self.setting.size)
+        batches = Batches(self.parts[part], size, mean=MEAN, std=STD, channels_last=True)
+        return Resized(batches, self.setting.size)
 
     def training_batches(self) -> Resized:
         options: dict[str, Any] = {"augment": "flip,crop", "shuffle": True, "drop_last": True}
         options["seed"] = self.options.seed
+        options["channels_last"] = True
         batches = Batches(self.parts["train"], self.setting.batch_size, mean=MEAN, std=STD, **options)
         return Resized(batches, self.setting.size)
 
@@ -151,8 +153,11 @@ class Bench:
             torch.manual_seed(self.options.seed)
             model: nn.Module = timm.create_model("tf_efficientnet_lite0", num_classes=classes)
         if pretrained:
-            autoslim.load_pretrained(model, self.weights)
-        return model.eval()
+            autoslim.load_pretrained(model, self.weights)  # scales timm's large class head down
+        else:
+            head = model.get_submodule("classifier")
+            nn.init.normal_(head.weight, std=0.01, generator=torch.Generator().manual_seed(self.options.seed))
+        return model.eval().to(memory_format=torch.channels_last)
 
     @cached_property
     def every(self) -> autoslim.ChannelSpace:

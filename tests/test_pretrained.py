@@ -33,8 +33,10 @@ def trained(classes: int = 7, channels: int = 16) -> nn.Module:
     return net.eval()
 
 
-def test_a_head_of_another_size_stays_as_it_was() -> None:
+def test_a_small_head_of_another_size_stays_as_it_was() -> None:
     source, net = trained(classes=7), small_net.net(classes=4)
+    with torch.no_grad():
+        net.head.weight.mul_(0.01 / net.head.weight.std())
     head = net.head.weight.clone()
     loaded = load_pretrained(net, source.state_dict())
     assert loaded.classes == (7, 4)
@@ -46,6 +48,16 @@ def test_a_head_of_another_size_stays_as_it_was() -> None:
         if not name.startswith("head.")
     )
     assert "7 classes there, 4 here" in loaded.lines()[0]
+
+
+def test_a_large_head_of_another_size_is_scaled_down() -> None:
+    net = small_net.net(classes=4)
+    torch.nn.init.uniform_(net.head.weight, -0.3, 0.3)  # as timm and torchvision draw those of some networks
+    head, bias = net.head.weight.detach().clone(), net.head.bias.detach().clone()
+    load_pretrained(net, trained(classes=7).state_dict())
+    assert float(net.head.weight.detach().std(correction=0)) == pytest.approx(0.01)
+    assert torch.allclose(net.head.weight / 0.01, head / head.std(correction=0), atol=1e-5)
+    assert torch.equal(net.head.bias, bias)
 
 
 def test_a_head_of_the_same_size_is_loaded() -> None:

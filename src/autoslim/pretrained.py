@@ -22,6 +22,7 @@ _SHOWN = 3  # names of tensors in a message
 _TENSOR_FILES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
 _NESTED = ("state_dict", "model", "model_state_dict", "net", "weights")  # where training scripts keep the weights
 _PATIENCE = 15  # seconds
+_HEAD_STD = 0.01  # of a new class head's weights: some libraries draw 0.2, whose first losses ruin features
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,10 @@ def load_pretrained(
     torchvision:NAME or timm:NAME, "default" or the name the library has for weights (IMAGENET1K_V2, a tag of timm).
 
     A class head of another size keeps the weights that `model` has, and so does one of `num_classes` outputs that the
-    source lacks. Raises `ConfigError` in one line for a source that cannot be read or downloaded, and for any other
-    tensor that is missing or has another shape. Tensors that the model has not are left out: see `Loaded`.
+    source lacks; but where they are large they are scaled down, to a standard deviation of 0.01, or the first steps of
+    training would mend the head at the cost of what was loaded. Raises `ConfigError` in one line for a source that
+    cannot be read or downloaded, and for any other tensor that is missing or has another shape. Tensors that the model
+    has not are left out: see `Loaded`.
     """
     if isinstance(weights, Mapping):
         source, tensors = "the tensors given", dict(weights)
@@ -98,7 +101,10 @@ def load_pretrained(
         raise ConfigError(f"{source} lacks {len(missing)} tensors of the network: {_some(missing)}{left}")
     fitting = {n: pair for n, pair in taken.items() if n not in misshapen}
     _copy(fitting, source)
-    return Loaded(source, tuple(fitting), (*misshapen, *absent_head), head or None, unused)
+    reinitialised = (*misshapen, *absent_head)
+    for n in reinitialised:
+        _scale_down(names[n][0])
+    return Loaded(source, tuple(fitting), reinitialised, head or None, unused)
 
 
 # --- where they come from ----------------------------------------------------------------------------------------
@@ -269,6 +275,13 @@ def _is_head(model: nn.Module, name: str, missing: Iterable[str], num_classes: i
     outputs = getattr(layer, "out_features", getattr(layer, "out_channels", None))
     own = {f"{path}.{key}" for key, _ in layer.named_parameters(recurse=False)}
     return num_classes is not None and outputs == num_classes and own <= set(missing)
+
+
+@torch.no_grad()
+def _scale_down(tensor: Tensor) -> None:
+    """Weights of a new class head to `_HEAD_STD`, if they are larger; biases stay."""
+    if tensor.ndim > 1 and tensor.is_floating_point():
+        tensor *= _HEAD_STD / max(float(tensor.std(correction=0)), _HEAD_STD)
 
 
 def _unlike_weights(own: Tensor, tensor: Tensor) -> str | None:
