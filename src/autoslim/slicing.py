@@ -39,6 +39,20 @@ def _taken(tensor: Tensor, places: Places) -> Tensor:
     return tensor
 
 
+def _is_prefix(places: Places) -> bool:
+    return all(isinstance(positions, range) for _, positions in places)
+
+
+def _part(tensor: Tensor, places: Places) -> Tensor:
+    """What `_taken` gives of a tensor without gradient, more quickly."""
+    if not _is_prefix(places):
+        return _taken(tensor, places)
+    shape = list(tensor.shape)
+    for dim, positions in places:
+        shape[dim] = len(positions)
+    return tensor.as_strided(shape, tensor.stride())
+
+
 def put_back(tensor: Tensor, axes: tuple[Axis, ...], widths: Mapping[str, int], values: Tensor) -> None:
     """Write the values that `cut(tensor, axes, widths)` gave, changed since, to where they were taken from."""
     with torch.no_grad():
@@ -94,15 +108,34 @@ def _active(
     owned: Sequence[_Owned], space: ChannelSpace, widths: Mapping[str, int], given: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     tensors = dict(given)
+    direct: dict[str, tuple[Tensor, Places]] = {}
     for _, _, name, tensor, is_parameter in owned:
-        if name in tensors:
+        if name in tensors or name in direct:
             continue
         if not is_parameter:
             tensors[name] = cut(tensor.detach(), space.buffers[name], widths).clone()
         elif places := places_of(space.parameters[name], widths):
-            is_direct = _is_direct.get() and tensor.requires_grad
-            tensors[name] = _Part.apply(tensor, places) if is_direct else _taken(tensor, places)
+            if _is_direct.get() and tensor.requires_grad:
+                direct[name] = tensor, places
+            else:
+                tensors[name] = _taken(tensor, places)
+    for names in _bundles({name: tensor.numel() for name, (tensor, _) in direct.items()}):
+        parts = _Parts.apply([direct[name][1] for name in names], *(direct[name][0] for name in names))
+        tensors |= zip(names, parts, strict=True)
     return tensors
+
+
+def _bundles(elements: Mapping[str, int]) -> Iterator[list[str]]:
+    """Names of neighbours, small ones together: no more than a hundredth of all elements, unless it is one."""
+    limit, size, names = sum(elements.values()) // 100, 0, list[str]()
+    for name, count in elements.items():
+        if names and size + count > limit:
+            yield names
+            size, names = 0, []
+        size += count
+        names.append(name)
+    if names:
+        yield names
 
 
 _is_direct: ContextVar[bool] = ContextVar("_is_direct", default=False)
@@ -122,25 +155,35 @@ def gradients_in_place() -> Iterator[None]:
         _is_direct.reset(token)
 
 
-class _Part(torch.autograd.Function):
-    """A part of a parameter, whose gradient goes to where the parameter's lies."""
+class _Parts(torch.autograd.Function):
+    """Parts of parameters, whose gradients go to where those of the parameters lie.
+
+    Of several at once, for most parameters are small and each such call takes as long as adding their gradients does;
+    but the first gradient of a bundle is held until the last one is there.
+    """
 
     @staticmethod
-    def forward(ctx: Any, parameter: Tensor, places: Places) -> Tensor:
-        ctx.parameter, ctx.places = parameter, places
-        return _taken(parameter.detach(), places)  # a dense copy would save kernels theirs, and hold it for a pass
+    def forward(ctx: Any, places: Sequence[Places], *parameters: Tensor) -> tuple[Tensor, ...]:
+        ctx.places = [None if _is_prefix(each) else each for each in places]
+        ctx.parameters = parameters
+        ctx.set_materialize_grads(False)
+        # dense copies would save kernels theirs, and hold them for a pass
+        return tuple(_part(parameter.detach(), each) for parameter, each in zip(parameters, places, strict=True))
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[None, None]:
-        parameter, places = ctx.parameter, ctx.places
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-        if all(isinstance(positions, range) for _, positions in places):
-            _taken(parameter.grad, places).add_(gradient)
-        else:
-            _put(parameter.grad, places, _taken(parameter.grad, places) + gradient)
-        return None, None
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[None, ...]:
+        for parameter, places, gradient in zip(ctx.parameters, ctx.places, gradients, strict=True):
+            if gradient is None:
+                continue
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            whole = parameter.grad
+            if places is None:  # as nearly always, and this is done for each parameter of each net
+                whole.as_strided(gradient.shape, whole.stride()).add_(gradient)
+            else:
+                _put(whole, places, _taken(whole, places) + gradient)
+        return (None, *(None for _ in ctx.parameters))
 
 
 @contextmanager
@@ -150,16 +193,16 @@ def active_attributes(model: nn.Module, space: ChannelSpace, widths: Mapping[str
     try:
         modules = dict(model.named_modules(remove_duplicate=False))
         for attribute in space.attributes:
-            module = modules[attribute.module]
-            before = getattr(module, attribute.name)
+            own = modules[attribute.module].__dict__  # a module takes its time over setting an attribute
+            before = own[attribute.name]
             value = _like(before, attribute.value(widths))
             if before != value:
-                replaced.append((module, attribute.name, before))
-                setattr(module, attribute.name, value)
+                replaced.append((own, attribute.name, before))
+                own[attribute.name] = value
         yield
     finally:
-        for module, name, before in replaced:
-            setattr(module, name, before)
+        for own, name, before in replaced:
+            own[name] = before
 
 
 def run_subnet(

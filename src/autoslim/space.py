@@ -171,6 +171,8 @@ class Axis:
 
     def positions(self, widths: Mapping[str, int]) -> range | tuple[int, ...]:
         """The positions that remain, ascending; a `range` from 0 when they are a prefix."""
+        if len(self.spans) == 1:  # most axes, in every pass
+            return range(self.spans[0].kept(widths))
         pieces, offset = [], 0
         for span in self.spans:
             pieces.append(range(offset, offset + span.kept(widths)))
