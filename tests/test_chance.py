@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from autoslim.chance import chance_of_lead, student_tail
+from autoslim.judge import looks
 
 
 @pytest.mark.parametrize(
@@ -78,17 +79,20 @@ def _drawn(kind: str, candidates: int, population: int, generator: torch.Generat
 def _keeps_the_best(gained: Tensor, before: Tensor, batch: int, confidence: float) -> bool:
     """One race, as `RacingJudge` holds it."""
     candidates, population = gained.shape
-    batches = -(-population // batch)
-    chance = (1 - confidence) / ((candidates - 1) * (batches - 1))
+    decided = looks(-(-population // batch))
     running = list(range(candidates))
-    for count in range(batch, population, batch):
+    for seen in sorted(decided):
+        count = seen * batch
         expected = gained[:, :count].mean(1) + before.mean(1) - before[:, :count].mean(1)
-        best = max(running, key=lambda each: float(expected[each]))
+        order = sorted(running, key=lambda each: -float(expected[each]))
+        chance = (1 - confidence) / (len(decided) * max(1, len(running) - 1))
         running = [
             each
-            for each in running
-            if each == best
-            or chance_of_lead(gained[best, :count] - gained[each, :count], before[best] - before[each]) >= chance
+            for place, each in enumerate(order)
+            if all(
+                chance_of_lead(gained[best, :count] - gained[each, :count], before[best] - before[each]) >= chance
+                for best in order[: min(place, 3)]
+            )
         ]
     means = gained.mean(1)
     return bool(means[running].max() >= means.max() - 1e-12)

@@ -282,10 +282,11 @@ class ReuseJudge(Judge):
 class RacingJudge(ReuseJudge):
     """Compares the nets of a greedy step batch by batch; those that cannot win any more drop out.
 
-    After each batch, the candidate that looks best so far is compared with each other on the same samples. The other
-    drops out if the difference would be so large by chance, though it is the better one on all samples, with a
-    probability below `1 - confidence` for the whole step (see `chance_of_lead`; corrected for the number of comparisons
-    and for how many samples are left), so with small batches or few hits and misses that differ it takes longer. The
+    After some of the batches (see `looks`), the three candidates that look best so far are compared with each other one
+    on the same samples. That one drops out if the difference would be so large by chance, though it is the better one
+    on all samples, with a probability below `1 - confidence` for the whole step (see `chance_of_lead`; corrected for
+    the number of looks, of candidates that still run, and of samples that are left), so with small batches or few hits
+    and misses that differ it takes longer. The
     step ends when one is left: its score is that of the samples seen. With `confidence=1` nobody drops out, with
     `keep_bytes=0` all nets run as a whole.
 
@@ -314,6 +315,7 @@ class RacingJudge(ReuseJudge):
             raise ConfigError(f"confidence must lie above 0 and at most at 1, got {confidence}")
         self.confidence = confidence
         self._sizes = [len(targets) for _, targets in self.batches]
+        self._looks = looks(len(self.batches))
         self._gained: dict[str, Tensor] = {}  # by group: (N,), score less that of the net it was a candidate of
         self._seen: list[str] = []  # the groups looked at on all samples in the last step
         self._scores: dict[Widths, Tensor] = {}  # of the candidates of the last step: those samples that were seen
@@ -370,7 +372,7 @@ class RacingJudge(ReuseJudge):
         self._gained |= {group: (running[group].samples - now.samples).float() for group in self._seen}
 
     def _hopeless(self, running: Mapping[str, _Sums], now: _Sums, savings: Mapping[str, float] | None) -> Iterable[str]:
-        if self.confidence == 1 or len(running) < 2:
+        if self.confidence == 1 or len(running) < 2 or next(iter(running.values())).batches not in self._looks:
             return
         gained, before, expected = dict[str, Tensor](), dict[str, Tensor](), dict[str, float]()
         for group, sums in running.items():
@@ -386,19 +388,44 @@ class RacingJudge(ReuseJudge):
             group: rank(worth / shares[group], None if savings is None else savings[group])
             for group, worth in expected.items()
         }
-        best = max(ranks, key=lambda group: ranks[group])
-        if expected[best] >= 0:  # only losses are compared per cost (see `rank`)
-            shares = dict.fromkeys(running, 1.0)
-        comparisons = (len(self.supernet.space.groups) - 1) * (len(self.batches) - 1)
-        chance = (1 - self.confidence) / max(1, comparisons)
-        if best in before:
-            for group in before:
-                if group != best:
-                    lead, led = (
-                        known[best] / shares[best] - known[group] / shares[group] for known in (gained, before)
-                    )
-                    if chance_of_lead(lead, led) < chance:
-                        yield group
+        order = sorted(running, key=lambda group: ranks[group], reverse=True)
+        leaders = [group for group in order[:_LEADERS] if group in before]
+        chance = (1 - self.confidence) / (len(self._looks) * (len(running) - 1))
+        for place, group in enumerate(order):
+            if group in before and any(
+                self._leads(leader, group, gained, before, expected, shares) < chance
+                for leader in leaders
+                if leader in order[:place]
+            ):
+                yield group
+
+    @staticmethod
+    def _leads(
+        leader: str,
+        group: str,
+        gained: Mapping[str, Tensor],
+        before: Mapping[str, Tensor],
+        expected: Mapping[str, float],
+        shares: Mapping[str, float],
+    ) -> float:
+        """How likely the lead of a candidate over another is chance."""
+        is_per_cost = expected[leader] < 0  # only losses are compared per cost (see `rank`)
+        one, other = (shares[leader], shares[group]) if is_per_cost else (1.0, 1.0)
+        return chance_of_lead(
+            gained[leader] / one - gained[group] / other, before[leader] / one - before[group] / other
+        )
+
+
+_LEADERS = 3  # with how many of the best the others are compared
+
+
+def looks(batches: int) -> frozenset[int]:
+    """After how many batches a race decides: 1, 2, 3, 4, 6, 8, 11 ..., for each look costs all of them confidence."""
+    found, count = set[int](), 1
+    while count < batches:
+        found.add(count)
+        count += -(-count // 3)
+    return frozenset(found)
 
 
 @dataclass(frozen=True)
