@@ -1,8 +1,9 @@
 """From ImageNet weights to small CIFAR-10 nets: EfficientNet-Lite0 at 64 pixels, 50 % and 25 % of its MACs.
 
     PYTHON=.venv/bin/python bash ../shared/data/fetch.sh       # or any folder with cifar10.npz and efficientnet-lite0.pth: --data
-    python benchmarks/bench_pretrained.py                      # results/pretrained.{json,md}: about half an hour of one idle core, resumes
-    python benchmarks/bench_pretrained.py --train-images 45000 --supernet-epochs 4 --epochs 4 --search-images 1000 --bins 8 --fresh   # a day
+    python benchmarks/bench_pretrained.py --train-images 16000 --supernet-epochs 3 --epochs 3 --search-images 500 --bins 6 --fresh
+                                                               # results/pretrained.{json,md}: two hours of one idle core, resumes without --fresh
+    python benchmarks/bench_pretrained.py --fresh              # the default setting: 25 minutes, and too short to say much (benchmarks/LOG.md)
     python benchmarks/bench_pretrained.py --quick              # pretrained-quick.{json,md}: a few minutes
     python benchmarks/bench_pretrained.py --estimate           # how long it would take here
     python benchmarks/bench_pretrained.py --only look          # nets cut right after loading, before any training
@@ -10,7 +11,8 @@
 Everything starts from the same weights with a new class head, and everything but the nets from scratch gets the same number of epochs:
 first the whole network (as a supernet, or, for Torch-Pruning, as it is), then the cut net. Equal epochs are not equal work: in those
 of the whole network Torch-Pruning trains one net a step, a sandwich step four, and ours has the search besides. Nets from scratch get the sum
-of both epochs; there are such nets for the widths found with sorted channels only.
+of both epochs; there are such nets for the widths found with sorted channels only. All class heads are drawn small (`load_pretrained`
+says why), in nets from scratch too.
 Torch-Pruning cuts the fine-tuned network in 60 small steps until the MACs are met, by group magnitude (each layer alike) or first-order
 Taylor importance (globally); like ours its widths are multiples of 8 and no layer falls below a quarter. "Before" is the cut net with
 its BatchNorm recalibrated, "after" is when it was fine-tuned. l1: channels sorted by that (`sort_channels`); none: as they come. Unsorted

@@ -18,6 +18,7 @@ import autoslim
 import small_net
 from autoslim import load_pretrained, pretrained
 from autoslim.cli import main
+from autoslim.config import Config
 from autoslim.errors import ConfigError
 from test_pipeline import NET, artefacts
 
@@ -275,6 +276,23 @@ def small(in_tmp: Path, shapes_npz: Path) -> Path:
 def weights(in_tmp: Path) -> Path:
     save_file(trained().state_dict(), in_tmp / "net.safetensors")
     return in_tmp / "net.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("train", "retrain", "rates"),
+    [
+        ({}, {}, (0.03, 0.03)),
+        ({"lr": 0.2}, {"init": "scratch"}, (0.2, 0.1)),
+        ({"optimizer": "adamw"}, {"lr": 0.01}, (0.1, 0.01)),
+    ],
+)
+def test_trained_weights_are_tuned_at_a_lower_rate_unless_one_is_given(
+    train: dict[str, Any], retrain: dict[str, Any], rates: tuple[float, float]
+) -> None:
+    config = Config.model_validate({"model": "a:b", "pretrained": "w.pth", "train": train, "retrain": retrain})
+    assert (config.train.lr, config.retrain.lr) == rates
+    plain = Config.model_validate({"model": "a:b", "train": train, "retrain": retrain})
+    assert plain.train.lr == train.get("lr", 0.1)
 
 
 def test_a_run_starts_from_the_sorted_weights(

@@ -178,6 +178,7 @@ class ExportConfig(_Strict):
 
 _UNIFORM = ("us-net", "s-net", "shared-bn", "i-net")
 _SYSTEMS = ("autoslim", "nonuniform-us-net", *_UNIFORM)
+_FINE_TUNING_LR = 0.03  # at 0.1 features do not recover for long (benchmarks/LOG.md)
 _WEIGHTS: Mapping[str | bool, str | None] = {True: "default", False: None}  # as timm says it
 
 
@@ -187,8 +188,8 @@ class Config(_Strict):
     `system`: which system of the papers is run. All but autoslim, whose widths are found for the budgets of `slim`,
     give nets at the width `ratios`; us-net trains the whole range between the lowest and the highest of them.
     `pretrained`: weights to start from, a safetensors or state-dict file, or, of a model of torchvision or timm,
-    "default" (or true) or the name they have there. With them, `train.sort` is l1 and `retrain.init` supernet, if not
-    given.
+    "default" (or true) or the name they have there. With them, `train.sort` is l1, `retrain.init` supernet, and the
+    rate of both 0.03 for SGD, if not given.
     """
 
     model: str
@@ -219,6 +220,9 @@ class Config(_Strict):
             for section, key, default in (("train", "sort", "l1"), ("retrain", "init", "supernet")):
                 if isinstance(given := values.get(section, {}), Mapping):
                     values[section] = {key: default, **given}
+                    is_tuned = section == "train" or values[section]["init"] == default
+                    if is_tuned and given.get("optimizer", "sgd") == "sgd":  # others want rates of their own
+                        values[section].setdefault("lr", _FINE_TUNING_LR)
         return values
 
     @model_validator(mode="before")
