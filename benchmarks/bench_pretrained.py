@@ -256,6 +256,7 @@ class Bench:
             "search": sorts * tried * setting.search_images * each["forward"] * 1.4,
             "cut nets": (4 + 2 * sorts) * setting.epochs * cut / 2 + (4 + 2 * sorts) * 1.1 * tests,
             "from scratch": (setting.supernet_epochs + setting.epochs) * cut + tests,
+            "plain": tried * setting.search_images * each["forward"] * 1.4 + setting.epochs * cut + 4 * tests,
             "torch-pruning": images_seen * each["plain"] + 2 * setting.epochs * cut + 5 * tests + 120 * 1.2,
         }
 
@@ -277,9 +278,9 @@ class Bench:
                 net = net if ratio == 1 else self.calibrated(net)
                 self.keep(key, accuracy=self.probe(net), macs=macs_of(net, self.example))
 
-    def sorted(self, sort: str) -> nn.Module:
-        """The pretrained network with its channels in an order."""
-        model = self.fresh()
+    def sorted(self, sort: str, model: nn.Module | None = None) -> nn.Module:
+        """The pretrained network, or another such one, with its channels in an order."""
+        model = self.fresh() if model is None else model
         importance: Any = sort
         if sort == "none":
             return model
@@ -319,8 +320,8 @@ class Bench:
             self.keep(f"supernet/{sort}", accuracy=self.accuracy(model), macs=macs_of(model, self.example))
         return model
 
-    def found(self, sort: str, model: nn.Module) -> dict[float, Widths]:
-        """The widths the search gives for the budgets; its steps are kept one by one."""
+    def found(self, sort: str, model: nn.Module, budget: float) -> Widths:
+        """The widths the search gives for a budget; its steps are kept one by one, so the next one goes on."""
         steps: list[SlimStep] = []
         cost = autoslim.MacCost(self.space)
         key = f"seed{self.options.seed}/{sort}"
@@ -330,14 +331,16 @@ class Bench:
             widths = before.replaced(group, width)
             steps.append(SlimStep(group, widths, cost(widths), score))
         start = steps[-1].widths if steps else self.space.full()
-        limit = min(BUDGETS) * cost(self.space.full())
-        judge = autoslim.RacingJudge(autoslim.Supernet(model, self.space), self.batches("search"))
-        for step in autoslim.greedy_slim(self.space, judge, cost, [limit], start=start):
-            steps.append(step)
-            path.append([step.group, step.widths[step.group], step.score])
-            write_json(self.path, self.known)
-        found = {b: autoslim.widths_within(self.space, steps, cost, b * cost(self.space.full())) for b in BUDGETS}
-        return {budget: widths for budget, widths in found.items() if widths is not None}
+        limit = budget * cost(self.space.full())
+        if cost(start) > limit:
+            judge = autoslim.RacingJudge(autoslim.Supernet(model, self.space), self.batches("search"))
+            for step in autoslim.greedy_slim(self.space, judge, cost, [limit], start=start):
+                steps.append(step)
+                path.append([step.group, step.widths[step.group], step.score])
+                write_json(self.path, self.known)
+        found = autoslim.widths_within(self.space, steps, cost, limit)
+        assert found is not None, "the search ended below the budget"
+        return found
 
     def cut_net(self, key: str, net: nn.Module, epochs: int, *, scratch: bool = False) -> None:
         """Before and after fine-tuning; of a net from scratch there is no before."""
@@ -357,19 +360,32 @@ class Bench:
             self.cut_net(f"uniform {sort}/{budget:.0%}", autoslim.extract(model, self.eights, uniform), setting.epochs)
         if sort == "none" and not setting.unsorted_is_searched:
             return
-        for budget, widths in self.found(sort, model).items():
+        for budget in BUDGETS:
+            widths = self.found(sort, model, budget)
             self.cut_net(f"found {sort}/{budget:.0%}", autoslim.extract(model, self.space, widths), setting.epochs)
             if sort == "l1":
                 scratch = autoslim.extract(self.fresh(pretrained=False), self.space, widths)
                 epochs = setting.supernet_epochs + setting.epochs
                 self.cut_net(f"found from scratch/{budget:.0%}", scratch, epochs, scratch=True)
 
-    def torch_pruning(self) -> None:
+    def whole(self) -> nn.Module:
+        """The network fine-tuned as it is."""
         recipe = Recipe(**self.recipe(self.setting.supernet_epochs))
         whole = self.fresh()
         self.train("whole", whole, recipe, plain_step(whole, recipe))
         if self.record("whole") is None:
             self.keep("whole", accuracy=self.accuracy(whole), macs=macs_of(whole, self.example))
+        return whole
+
+    def plain(self) -> None:
+        """Our search on the network fine-tuned as it is, sorted by first-order importance: no supernet is trained."""
+        model = self.sorted("first-order", self.whole().eval())
+        for budget in BUDGETS:
+            widths = self.found("plain", model, budget)
+            self.cut_net(f"found plain/{budget:.0%}", autoslim.extract(model, self.space, widths), self.setting.epochs)
+
+    def torch_pruning(self) -> None:
+        self.whole()
         for kind in ("magnitude", "taylor"):
             for budget in BUDGETS:
                 key = f"torch-pruning {kind}/{budget:.0%}"
@@ -463,7 +479,7 @@ def main() -> None:
     parser.add_argument("--estimate", action="store_true", help="say how long it would take, and stop")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--only", choices=("look", "l1", "none", "torch-pruning"), help="one part of it")
+    parser.add_argument("--only", choices=("look", "l1", "none", "torch-pruning", "plain"), help="one part of it")
     parser.add_argument("--data", type=Path, default=Path("~/.cache/autoslim-data").expanduser())
     parser.add_argument("--runs", type=Path, default=ROOT / "runs")
     parser.add_argument("--results", type=Path, default=RESULTS)
@@ -487,6 +503,7 @@ def main() -> None:
         "look": bench.look,
         **{sort: lambda sort=sort: bench.slim(sort) for sort in SORTS},
         "torch-pruning": bench.torch_pruning,
+        "plain": bench.plain,
     }
     for name, part in parts.items():
         if options.only in (None, name):

@@ -263,7 +263,12 @@ class Record:
             return
         started = time.process_time()
         found = measure()
-        case = {**facts, **found, "cpu_seconds": time.process_time() - started, "load": os.getloadavg()}
+        about = {
+            "cpu_seconds": time.process_time() - started,
+            "load": os.getloadavg(),
+            "commit": provenance()["commit"],
+        }
+        case = {**facts, **found, **about}
         self.known[part][key] = case
         self.known |= {**self.about, **provenance()}
         write_json(self.path, self.known)
