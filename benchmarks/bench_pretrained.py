@@ -502,8 +502,8 @@ def main() -> None:
     parts = {
         "look": bench.look,
         **{sort: lambda sort=sort: bench.slim(sort) for sort in SORTS},
-        "torch-pruning": bench.torch_pruning,
         "plain": bench.plain,
+        "torch-pruning": bench.torch_pruning,  # the last: it ends the script where a budget is not reached
     }
     for name, part in parts.items():
         if options.only in (None, name):

@@ -49,11 +49,8 @@ from bench_memory import peak
 
 RESULTS = Path(__file__).parent / "results" / "train.json"
 NETS = ("mobilenet_v2", "resnet50")
-BATCHES = {
-    64: 32,
-    128: 16,
-    224: 8,
-}  # images per batch by size: with more, what a step costs beyond its nets is less of it
+# images per batch by size: with more, what a step costs beyond its nets is less of it
+BATCHES = {64: 32, 128: 16, 224: 8}
 FOLDER_IMAGES = 384  # JPEGs of twice the size of a step's images
 KINDS = {
     "convolutions and matrix products": ("conv", "mm", "linear", "matmul", "mkldnn", "gemm", "onednn"),

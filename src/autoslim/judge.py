@@ -389,13 +389,12 @@ class RacingJudge(ReuseJudge):
             for group, worth in expected.items()
         }
         order = sorted(running, key=lambda group: ranks[group], reverse=True)
-        leaders = [group for group in order[:_LEADERS] if group in before]
         chance = (1 - self.confidence) / (len(self._looks) * (len(running) - 1))
         for place, group in enumerate(order):
             if group in before and any(
                 self._leads(leader, group, gained, before, expected, shares) < chance
-                for leader in leaders
-                if leader in order[:place]
+                for leader in order[: min(place, _LEADERS)]
+                if leader in before
             ):
                 yield group
 
