@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 from collections.abc import Callable
@@ -427,3 +428,111 @@ def test_mistakes_on_the_command_line(small: Path, in_tmp: Path, capsys: pytest.
         assert error.startswith("error: ")
         assert text in error
     assert not (in_tmp / "runs" / "small" / "supernet").exists()
+
+
+# --- epochs of the whole network alone, before widths share it -------------------------------------------------------
+
+
+def stages(root: Path) -> list[tuple[str, int]]:
+    lines = (json.loads(line) for line in (root / "train.jsonl").read_text().splitlines())
+    return [(line["stage"], line["epoch"]) for line in lines if line["stage"] in ("plain", "supernet")]
+
+
+def test_plain_epochs_come_first_and_channels_are_sorted_after_them(
+    small: Path, in_tmp: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--pretrained", str(weights), "--set", "train.epochs=3", "--set", "train.plain_epochs=1"]
+    assert main(["train", str(small), *options]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.count("sorted: 3 of 3 groups by first-order") == 1
+    root = in_tmp / "runs" / "small"
+    assert stages(root) == [("plain", 1), ("supernet", 1), ("supernet", 2)]
+    start, given = (load_file(path) for path in (root / "supernet" / "start.safetensors", weights))
+    assert torch.equal(start["stem.0.weight"], given["stem.0.weight"]), "not sorted before"
+    assert not (root / "supernet" / "plain" / "checkpoint.safetensors").exists()
+
+
+def test_the_plain_network_is_that_of_an_ordinary_training_but_for_the_order_of_its_channels(
+    small: Path, in_tmp: Path, weights: Path
+) -> None:
+    options = ["--pretrained", str(weights), "--set", "train.plain_epochs=2"]
+    assert main(["run", str(small), *options]) == 0
+    root = in_tmp / "runs" / "small"
+    assert stages(root) == [("plain", 1), ("plain", 2)], "no sandwich at all"
+    found, saved = (load_file(root / "supernet" / each) for each in ("model.safetensors", "plain/model.safetensors"))
+    assert all(torch.equal(tensor, saved[name]) for name, tensor in found.items())
+
+    ordinary = ["--pretrained", str(weights), "--system", "i-net", "--set", "ratios=[1.0]", "--run-dir", "ordinary"]
+    assert main(["run", str(small), *ordinary, "--set", "train.sort=none"]) == 0
+    alone, sorted_net = autoslim.load_subnet("ordinary/subnets/width-1").train(), small_net.net().train()
+    sorted_net.load_state_dict(found)
+    images = torch.randn(8, 1, 16, 16)
+    torch.testing.assert_close(sorted_net(images), alone(images), rtol=1e-4, atol=1e-4)
+    assert not torch.equal(sorted_net.stem[0].weight, alone.stem[0].weight)
+
+    whole = json.loads((root / "supernet" / "metrics.json").read_text())
+    cut = json.loads((root / "subnets" / "50%" / "metrics.json").read_text())
+    assert cut["macs"] <= whole["macs"] / 2
+    assert cut["accuracy"]["supernet"] == whole["accuracy"]
+
+
+@pytest.mark.parametrize("call", [1, 2])
+def test_killed_between_plain_epochs_and_the_others_it_ends_in_the_same(
+    small: Path, in_tmp: Path, weights: Path, monkeypatch: pytest.MonkeyPatch, call: int
+) -> None:
+    from autoslim import pipeline
+
+    command = ["train", str(small), "--pretrained", str(weights), "--set", "train.plain_epochs=1"]
+    assert main(command) == 0
+    whole = (in_tmp / "runs" / "small" / "supernet" / "model.safetensors").read_bytes()
+
+    train, calls = pipeline._train, iter(range(1, 9))
+
+    def killed(*args: Any, **options: Any) -> None:
+        number = next(calls)
+        if number == 2:  # after the plain epochs, before the first sandwich
+            raise KeyboardInterrupt
+        train(*args, **options)
+        if number == call:  # after the plain epochs, before they are kept
+            raise KeyboardInterrupt
+
+    again = [*command, "--run-dir", "again"]
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "_train", killed)
+        assert main(again) == 130
+    assert main(again) == 0
+    assert (in_tmp / "again" / "supernet" / "model.safetensors").read_bytes() == whole
+
+
+def test_without_trained_weights_too(small: Path, in_tmp: Path) -> None:
+    assert main(["train", str(small), "--set", "train.plain_epochs=1", "--set", "train.sort=none"]) == 0
+    root = in_tmp / "runs" / "small"
+    assert stages(root) == [("plain", 1), ("supernet", 1)]
+    stated = yaml.safe_load((root / "config.yaml").read_text())
+    assert stated["train"]["sort"] == "none", "as it was given"
+    assert stated["retrain"]["init"] == "scratch"
+    assert not (root / "supernet" / "start.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"train": {"epochs": 2, "plain_epochs": 3}}, "plain_epochs=3 is more than train.epochs=2"),
+        ({"train": {"plain_epochs": 1}, "system": "s-net"}, "system s-net has no network that could be trained alone"),
+        ({"train": {"plain_epochs": -1}}, "train.plain_epochs: Input should be greater than or equal to 0"),
+    ],
+)
+def test_plain_epochs_that_cannot_be(values: dict[str, Any], message: str) -> None:
+    from autoslim.config import make_config
+
+    with pytest.raises(ConfigError, match=message):
+        make_config({"model": "a:b", **values})
+
+
+def test_after_plain_epochs_sorting_looks_at_gradients_unless_it_is_told_otherwise() -> None:
+    def sort(**train: Any) -> str:
+        return Config.model_validate({"model": "a:b", "pretrained": "w.pth", "train": train}).train.sort
+
+    assert sort(plain_epochs=1) == "first-order"
+    assert sort(plain_epochs=0) == "l1"
+    assert sort(plain_epochs=1, sort="gamma") == "gamma"

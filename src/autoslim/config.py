@@ -177,6 +177,7 @@ class ExportConfig(_Strict):
 
 
 _UNIFORM = ("us-net", "s-net", "shared-bn", "i-net")
+_NOT_ONE_NETWORK = ("s-net", "shared-bn", "i-net")  # BatchNorm of their own for each switch, or no shared weights
 _SYSTEMS = ("autoslim", "nonuniform-us-net", *_UNIFORM)
 _FINE_TUNING_LR = 0.03  # at 0.1 features do not recover for long (benchmarks/LOG.md)
 _WEIGHTS: Mapping[str | bool, str | None] = {True: "default", False: None}  # as timm says it
@@ -188,8 +189,8 @@ class Config(_Strict):
     `system`: which system of the papers is run. All but autoslim, whose widths are found for the budgets of `slim`,
     give nets at the width `ratios`; us-net trains the whole range between the lowest and the highest of them.
     `pretrained`: weights to start from, a safetensors or state-dict file, or, of a model of torchvision or timm,
-    "default" (or true) or the name they have there. With them, `train.sort` is l1, `retrain.init` supernet, and the
-    rate of both 0.03 for SGD, if not given.
+    "default" (or true) or the name they have there. With them, `train.sort` is l1 (first-order after `plain_epochs`),
+    `retrain.init` supernet, and the rate of both 0.03 for SGD, if not given.
     """
 
     model: str
@@ -227,6 +228,15 @@ class Config(_Strict):
 
     @model_validator(mode="before")
     @classmethod
+    def _defaults_of_plain_epochs(cls, values: Any) -> Any:
+        """A network that was trained has gradients that tell which channels matter, pretrained or not."""
+        train = values.get("train") if isinstance(values, Mapping) else None
+        if not isinstance(train, Mapping) or not train.get("plain_epochs"):
+            return values
+        return {**values, "train": {"sort": "first-order", **train}}
+
+    @model_validator(mode="before")
+    @classmethod
     def _defaults_of_alpha_divergence(cls, values: Any) -> Any:
         """Its gradients are to be clipped by value, as its authors do; a value, so that config.yaml states it."""
         train = values.get("train") if isinstance(values, Mapping) else None
@@ -250,6 +260,18 @@ class Config(_Strict):
             likely = system.lower().replace("_", "-").replace(" ", "-")
             raise ConfigError(f"no system {system!r}; {nearest(likely, _SYSTEMS)}")
         return system
+
+    @model_validator(mode="after")
+    def _plain_epochs_are_possible(self) -> Config:
+        plain = self.train.plain_epochs
+        if plain > self.train.epochs:
+            raise ConfigError(f"train.plain_epochs={plain} is more than train.epochs={self.train.epochs}, which hold them")
+        if plain and self.system in _NOT_ONE_NETWORK:
+            raise ConfigError(
+                f"train.plain_epochs: system {self.system} has no network that could be trained alone first; that is "
+                "for autoslim, nonuniform-us-net and us-net"
+            )
+        return self
 
     @field_validator("ratios")
     @classmethod

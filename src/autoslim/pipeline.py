@@ -8,7 +8,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -68,7 +68,7 @@ from autoslim.runtimes import find_runtime
 from autoslim.slicing import extract
 from autoslim.slim import exchange_bins, greedy_slim, uniform_like, widths_within
 from autoslim.space import ChannelSpace, SlimStep, Widths
-from autoslim.start import starting_weights
+from autoslim.start import sort_weights, starting_weights
 from autoslim.supernet import Supernet
 from autoslim.switchable import SwitchableNet
 from autoslim.systems import Net, build_net, net_at, training_step, widths_of_ratios
@@ -332,8 +332,12 @@ def train_stage(job: Job) -> None:
     if agreed(done.exists):
         job.progress.say(f"supernet: trained before, {done}")
     else:
-        step = training_step(config, job.net)
-        _train(job, "supernet", job.net, config.train, step, run.supernet, _accuracies(job))
+        if config.train.plain_epochs:
+            _train_alone(job)
+        if epochs := config.train.epochs - config.train.plain_epochs:
+            recipe = replace(config.train, epochs=epochs)
+            step = training_step(config, job.net)
+            _train(job, "supernet", job.net, recipe, step, run.supernet, _accuracies(job))
         if isinstance(job.net, SwitchableNet):
             job.save(run.supernet, job.net)
         elif world().is_main:
@@ -346,6 +350,28 @@ def train_stage(job: Job) -> None:
         accuracy = _tested(job, _net_at(job, name, widths))
         write_json(metrics, {**job.figures(widths), "accuracy": accuracy})
         job.progress.say(f"supernet: its widest net has {accuracy:.1%} on the test images")
+
+
+def _train_alone(job: Job) -> None:
+    """Train the whole network as any other for the plain epochs, and sort its channels; leaves `supernet/plain/`."""
+    config, done = job.config, job.run.plain / "model.safetensors"
+    tensors = agreed(lambda: load_tensors(done)[0] if done.exists() else None)
+    if tensors is None:
+        recipe = replace(config.train, epochs=config.train.plain_epochs)
+        step = plain_step(job.model, recipe)
+        _train(job, "plain", job.model, recipe, step, job.run.plain, _accuracies(job))
+
+        def finished() -> dict[str, Tensor]:
+            record: dict[str, Any] = {"stage": "plain", "epochs": recipe.epochs, "sort": recipe.sort}
+            if recipe.sort != "none":
+                record |= sort_weights(config, job.model, job.every, job.data, job.progress)
+            tensors = unshared(job.model)
+            save_tensors(done, tensors, record)
+            return tensors
+
+        tensors = agreed(finished)
+    load_unshared(job.model, tensors)
+    _drop_checkpoint(job.run.plain)
 
 
 def _widest(job: Job) -> tuple[str, Widths]:

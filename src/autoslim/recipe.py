@@ -86,11 +86,16 @@ class SupernetRecipe(Recipe):
     wants `clip_value: 1`: the default of a run then); "auto" means true, and false for the switches of an S-Net, as in
     the papers. `sort`: by which importance a run sorts the channels before it trains, so that narrow nets keep the best
     of trained weights (l1 if the run is `pretrained`): see `sort_channels`; first-order looks at `calibration_images`.
+    `plain_epochs`: of the `epochs`, so many come first in which the whole network is trained alone, as any other; then
+    the channels are sorted (by first-order, if not given), and the other epochs are those of the supernet. Where all
+    of them are plain the search looks at a network that was never trained to be cut: right for short fine-tuning of
+    trained weights and budgets that are not small (benchmarks/LOG.md).
     """
 
     num_random: Annotated[int, Ge(0)] = 2
     distill: bool | Literal["auto", "alpha"] = "auto"
     sort: Literal["none", "l1", "gamma", "first-order"] = "none"
+    plain_epochs: Annotated[int, Ge(0)] = 0
 
 
 @dataclass(frozen=True)

@@ -74,6 +74,11 @@ class Run:
         return self.supernet / "start.safetensors"
 
     @property
+    def plain(self) -> Path:
+        """Directory of the network after its plain epochs, its channels sorted, if there are such epochs."""
+        return self.supernet / "plain"
+
+    @property
     def train_log(self) -> Path:
         """One line per epoch of every training."""
         return self.root / "train.jsonl"

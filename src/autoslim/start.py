@@ -1,4 +1,4 @@
-"""Where the training of a supernet starts: with pretrained weights, and their channels in the order of importance."""
+"""Where the training of a supernet starts: with trained weights, and their channels in the order of importance."""
 
 from __future__ import annotations
 
@@ -27,14 +27,16 @@ def starting_weights(
 ) -> Callable[[], None]:
     """Give `model`, in place, the weights its training starts from; a function that keeps them is returned.
 
-    They are computed once: a run that goes on finds them in `supernet/start.safetensors`.
+    They are computed once: a run that goes on finds them in `supernet/start.safetensors`. Channels are sorted here
+    unless `plain_epochs` come first.
     """
     config = run.config
     if run.start.exists():
         with naming(run.start):
             load_unshared(model, load_tensors(run.start)[0])
         return lambda: None
-    record: dict[str, Any] = {"pretrained": config.pretrained, "sort": config.train.sort}
+    sorts = config.train.sort != "none" and not config.train.plain_epochs
+    record: dict[str, Any] = {"pretrained": config.pretrained, "sort": config.train.sort if sorts else "none"}
     if config.pretrained is not None:
         loaded = load_pretrained(
             model,
@@ -46,14 +48,17 @@ def starting_weights(
         for line in loaded.lines():
             progress.say(f"pretrained: {line}")
         record |= {"source": loaded.source, "reinitialised": loaded.reinitialised, "unused": loaded.unused}
-    if config.train.sort != "none":
-        record |= _sort(config, model, every, data, progress)
-    if config.pretrained is None and config.train.sort == "none":
+    if sorts:
+        record |= sort_weights(config, model, every, data, progress)
+    if config.pretrained is None and not sorts:
         return lambda: None
     return lambda: save_tensors(run.start, unshared(model), record)
 
 
-def _sort(config: Config, model: nn.Module, every: ChannelSpace, data: ImageData, progress: Progress) -> dict[str, Any]:
+def sort_weights(
+    config: Config, model: nn.Module, every: ChannelSpace, data: ImageData, progress: Progress
+) -> dict[str, Any]:
+    """Sort the channels of `model`, in place, by `train.sort`; returns what is to be known of it."""
     device = next(model.parameters()).device
     images = _images(config, data, 8, device)
     example = next(iter(images))[0][:2]
