@@ -265,7 +265,9 @@ class Config(_Strict):
     def _plain_epochs_are_possible(self) -> Config:
         plain = self.train.plain_epochs
         if plain > self.train.epochs:
-            raise ConfigError(f"train.plain_epochs={plain} is more than train.epochs={self.train.epochs}, which hold them")
+            raise ConfigError(
+                f"train.plain_epochs={plain} is more than train.epochs={self.train.epochs}, which hold them"
+            )
         if plain and self.system in _NOT_ONE_NETWORK:
             raise ConfigError(
                 f"train.plain_epochs: system {self.system} has no network that could be trained alone first; that is "
