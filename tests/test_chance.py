@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from autoslim.chance import chance_of_lead, student_tail
-from autoslim.judge import looks
+from autoslim.race import looks, outraced
 
 
 @pytest.mark.parametrize(
@@ -77,25 +77,17 @@ def _drawn(kind: str, candidates: int, population: int, generator: torch.Generat
 
 
 def _keeps_the_best(gained: Tensor, before: Tensor, batch: int, confidence: float) -> bool:
-    """One race, as `RacingJudge` holds it."""
+    """One race."""
     candidates, population = gained.shape
     decided = looks(-(-population // batch))
-    running = list(range(candidates))
+    known = {str(number): before[number] for number in range(candidates)}
+    running = dict(known)
     for seen in sorted(decided):
-        count = seen * batch
-        expected = gained[:, :count].mean(1) + before.mean(1) - before[:, :count].mean(1)
-        order = sorted(running, key=lambda each: -float(expected[each]))
-        chance = (1 - confidence) / (len(decided) * max(1, len(running) - 1))
-        running = [
-            each
-            for place, each in enumerate(order)
-            if all(
-                chance_of_lead(gained[best, :count] - gained[each, :count], before[best] - before[each]) >= chance
-                for best in order[: min(place, 3)]
-            )
-        ]
+        shown = {name: gained[int(name), : seen * batch] for name in running}
+        for name in outraced(shown, {name: known[name] for name in running}, confidence, len(decided)):
+            del running[name]
     means = gained.mean(1)
-    return bool(means[running].max() >= means.max() - 1e-12)
+    return max(float(means[int(name)]) for name in running) >= float(means.max()) - 1e-12
 
 
 @pytest.mark.parametrize(

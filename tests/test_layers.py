@@ -29,6 +29,7 @@ LAYERS = [
         "reuse",
         "screening",
         "chance",
+        "race",
         "judge",
         "precision",
         "sorting",

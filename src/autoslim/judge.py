@@ -15,13 +15,12 @@ from torch.utils._pytree import tree_leaves
 
 from autoslim.batching import KEPT_BYTES
 from autoslim.calibrate import batch_statistics
-from autoslim.chance import chance_of_lead
 from autoslim.distributed import World, gathered, world
 from autoslim.errors import ConfigError, DataError, RunError, nearest
+from autoslim.race import looks, outraced
 from autoslim.reuse import Diverged, Reuse
 from autoslim.screening import promising
 from autoslim.slicing import run_subnet
-from autoslim.slim import rank
 from autoslim.space import Widths
 from autoslim.supernet import Supernet
 from autoslim.tracing import split_input
@@ -284,7 +283,7 @@ class RacingJudge(ReuseJudge):
 
     After some of the batches (see `looks`), the three candidates that look best so far are compared with each other one
     on the same samples. That one drops out if the difference would be so large by chance, though it is the better one
-    on all samples, with a probability below `1 - confidence` for the whole step (see `chance_of_lead`; corrected for
+    on all samples, with a probability below `1 - confidence` for the whole step (see `outraced`; corrected for
     the number of looks, of candidates that still run, and of samples that are left), so with small batches or few hits
     and misses that differ it takes longer. The
     step ends when one is left: its score is that of the samples seen. With `confidence=1` nobody drops out, with
@@ -373,58 +372,15 @@ class RacingJudge(ReuseJudge):
 
     def _hopeless(self, running: Mapping[str, _Sums], now: _Sums, savings: Mapping[str, float] | None) -> Iterable[str]:
         if self.confidence == 1 or len(running) < 2 or next(iter(running.values())).batches not in self._looks:
-            return
-        gained, before, expected = dict[str, Tensor](), dict[str, Tensor](), dict[str, float]()
+            return ()
+        gained, before = dict[str, Tensor](), dict[str, Tensor]()
         for group, sums in running.items():
             if sums.samples.ndim != 1:
                 raise ConfigError("racing needs a score per sample; the score given is a mean: judge with ReuseJudge")
             gained[group] = sums.samples - now.samples
-            expected[group] = float(gained[group].mean())
             if group in self._gained:
                 before[group] = self._gained[group].double()
-                expected[group] += float(before[group].mean() - before[group][: sums.count].mean())
-        shares = dict.fromkeys(running, 1.0) if savings is None else savings
-        ranks = {
-            group: rank(worth / shares[group], None if savings is None else savings[group])
-            for group, worth in expected.items()
-        }
-        order = sorted(running, key=lambda group: ranks[group], reverse=True)
-        chance = (1 - self.confidence) / (len(self._looks) * (len(running) - 1))
-        for place, group in enumerate(order):
-            if group in before and any(
-                self._leads(leader, group, gained, before, expected, shares) < chance
-                for leader in order[: min(place, _LEADERS)]
-                if leader in before
-            ):
-                yield group
-
-    @staticmethod
-    def _leads(
-        leader: str,
-        group: str,
-        gained: Mapping[str, Tensor],
-        before: Mapping[str, Tensor],
-        expected: Mapping[str, float],
-        shares: Mapping[str, float],
-    ) -> float:
-        """How likely the lead of a candidate over another is chance."""
-        is_per_cost = expected[leader] < 0  # only losses are compared per cost (see `rank`)
-        one, other = (shares[leader], shares[group]) if is_per_cost else (1.0, 1.0)
-        return chance_of_lead(
-            gained[leader] / one - gained[group] / other, before[leader] / one - before[group] / other
-        )
-
-
-_LEADERS = 3  # with how many of the best the others are compared
-
-
-def looks(batches: int) -> frozenset[int]:
-    """After how many batches a race decides: 1, 2, 3, 4, 6, 8, 11 ..., for each look costs all of them confidence."""
-    found, count = set[int](), 1
-    while count < batches:
-        found.add(count)
-        count += -(-count // 3)
-    return frozenset(found)
+        return outraced(gained, before, self.confidence, len(self._looks), savings)
 
 
 @dataclass(frozen=True)
