@@ -671,6 +671,40 @@ def test_image_size_makes_different_sizes_equal(function):
         ("return 5", "gave int; needed is (train, test)"),
         ("return None", "gave NoneType"),
         ("return [], [], []", "gave tuple; needed is (train, test)"),
+        (
+            pairs("torch.zeros(3, 8, 8, dtype=torch.uint8, device='meta')"),
+            "train item 0: the image, a tensor of torch.uint8",
+        ),
+        (
+            pairs("torch.zeros(3, 8, 8, dtype=torch.bfloat16)"),
+            "a tensor of torch.bfloat16 on cpu, cannot become an array",
+        ),
+        (pairs("np.zeros((8, 8), np.uint8)", "i * 10**20"), "train item 1 has a label of more than 64 bits; number"),
+        (pairs("np.zeros((8, 8), np.uint8)", "torch.tensor(1, device='meta')"), "train item 0 has the label tensor("),
+        (
+            "class Set(list):\n    def __len__(self): raise TypeError('no length')\nreturn Set([1]), []",
+            "the length of its train part cannot be had: TypeError: no length (",
+        ),
+        (
+            "class Set(list):\n    def __len__(self): return -1\nreturn [1], Set()",
+            "the length of its test part cannot be had: ValueError: __len__() should return >= 0",
+        ),
+        (
+            "class Set(list): classes = ['cat', ()]\nreturn Set(), []",
+            "classes[1] of its train part is empty; needed is the name of each class",
+        ),
+        (
+            "return dict(x_train=[[1], [1, 2]], y_train=[0], x_test=[], y_test=[])",
+            "x_train cannot become an array (setting an array element with a sequence.",
+        ),
+        (
+            "return dict(x_train=torch.zeros(9, 8, 8, device='meta'), y_train=[0], x_test=[], y_test=[])",
+            "x_train cannot become an array (Cannot copy out of meta tensor",
+        ),
+        (
+            "x = torch.zeros(9, 8, 8, requires_grad=True)\nreturn dict(x_train=x, y_train=[0], x_test=x, y_test=[0])",
+            "x_train is float32; images must be uint8",
+        ),
         ("raise SystemExit('no images today')", "the function failed: SystemExit: no images today ("),
         ("1 / 0", "the function failed: ZeroDivisionError: division by zero ("),
         (
@@ -684,6 +718,45 @@ def test_function_that_cannot_be_used(function, code, reason):
     assert reason in text
     if "failed" in reason:
         assert "mine.py, line " in text
+
+
+@pytest.mark.parametrize("told", ["pass", "targets = [i * 10**20 for i in range(9)]"])
+def test_labels_of_more_than_64_bits_are_refused_when_streamed(function, told):
+    code = f"class Set(list):\n    {told}\n"
+    code += "found = Set((np.zeros((8, 8), np.uint8), i * 10**20) for i in range(9))\nreturn found, found"
+    text = refusal(function(code), memory_gb=0.0)
+    assert "train item 1 has a label of more than 64 bits" in text
+
+
+@pytest.mark.parametrize(
+    "code", ["def make(root, size=3): return 1", "class make:\n    def __init__(self, root): pass"]
+)
+def test_function_that_needs_arguments_is_named_with_its_file(tmp_path, code):
+    (tmp_path / "needy.py").write_text(code)
+    text = refusal(f"{tmp_path}/needy.py:make")
+    assert "called without arguments, but it needs some: missing a required argument: 'root'" in text
+    assert f"needy.py, line {1 + code.startswith('class')}); give them defaults" in text
+
+
+DECORATED = """
+import functools
+import numpy as np
+def given(function):
+    return functools.wraps(function)(lambda: function(9))
+@given
+def make(count):
+    return [[(np.zeros((8, 8), np.uint8), i % 2) for i in range(count)]] * 2
+"""
+
+
+def test_function_whose_decorator_gives_the_arguments(tmp_path):
+    (tmp_path / "decorated.py").write_text(DECORATED)
+    assert len(load_data(f"{tmp_path}/decorated.py:make").test) == 9
+
+
+def test_a_function_of_a_package_that_needs_arguments_names_no_file_of_ours():
+    for source in ("torch:ones", "numpy:zeros"):
+        assert "datasets.py" not in refusal(source)
 
 
 def test_unknown_function_is_a_mistake_of_the_configuration(function):

@@ -139,6 +139,86 @@ def test_train_and_val_that_are_one_folder_are_refused(parted):
     assert "train/ and val/ are the same folder" in refusal(parted)
 
 
+def renamed(parted: Path, train: str, test: str) -> Path:
+    for old, new in (("train", train), ("val", test)):
+        (parted / old).rename(parted / f"{new}-")  # by way of a third name: some file systems know no letter case
+        (parted / f"{new}-").rename(parted / new)
+    return parted
+
+
+@pytest.mark.parametrize("train", ["train", "Train", "TRAIN", "training", "Training"])
+@pytest.mark.parametrize("test", ["Test", "testing", "val", "VAL", "Valid", "Validation", "validate", "dev", "Dev"])
+def test_parts_by_their_usual_names_in_any_letter_case(parted, train, test):
+    data = loaded(renamed(parted, train, test))
+    assert data.class_names == ("apple", "pear")
+    assert [len(data.train) + len(data.holdout), len(data.test)] == [12, 4]
+    assert all(name.startswith(f"{test}/") for name in data.test_names)
+    (parted / test / "pear").rename(parted / test / "plum")
+    assert f"class 'plum' is in {test}/ but not in {train}/" in refusal(parted)
+
+
+@pytest.mark.parametrize(
+    ("names", "used"),
+    [
+        (("train", "val", "test"), "test"),
+        (("train", "val", "Test", "testing"), "val"),  # two that are named exactly so go before all others
+        (("Train", "Val", "Testing", "Dev"), "Testing"),
+        (("training", "dev", "validate", "extra"), "validate"),
+    ],
+)
+def test_which_of_several_test_folders_is_used(tmp_path, names, used):
+    for name in names:
+        for label in ("a", "b"):
+            fill(tmp_path / name / label, 4)
+    assert {name.split("/")[0] for name in loaded(tmp_path).test_names} == {used}
+
+
+@pytest.mark.parametrize(
+    ("names", "reason"),
+    [
+        (
+            ("train", "training", "Test"),
+            "has train/ and training/, which mean the same images; merge them or rename one",
+        ),
+        (("Train", "Test", "TEST"), "has TEST/ and Test/, which mean the same images"),
+        (("Train",), "has Train/ but no test/ or val/"),
+        (("Testing", "dev"), "has Testing/ but no train/"),
+        (("train", "eval"), "has train/ but no test/ or val/, and all its folders hold a and b; rename the one meant"),
+        (("Val", "learn"), "has Val/ but no train/, and all its folders hold a and b; rename the one meant"),
+    ],
+)
+def test_parts_that_would_be_a_guess_are_refused(tmp_path, names, reason):
+    for name in names:
+        for label in ("a", "b"):
+            fill(tmp_path / name / label, 4)
+    if len(list(tmp_path.iterdir())) < len(names):
+        pytest.skip("this file system takes two names for one")
+    assert reason in refusal(tmp_path)
+
+
+def test_images_without_classes_in_parts_are_refused(tmp_path):
+    for name in ("Train", "Dev", "Ship"):
+        fill(tmp_path / name, 4)
+    assert "Train/ and Dev/ are training and test images by their names, but Train/ has no class folders" in refusal(
+        tmp_path
+    )
+    (tmp_path / "Dev").rename(tmp_path / "Plane")
+    assert loaded(tmp_path).class_names == ("Plane", "Ship", "Train")
+
+
+@pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC")])
+def test_a_class_may_be_written_in_another_unicode_form_in_val(parted, forms):
+    for part, form in zip(("train", "val"), forms, strict=True):
+        (parted / part / "pear").rename(parted / part / unicodedata.normalize(form, "pâté"))
+    data = loaded(parted)
+    assert data.class_names[1] in (unicodedata.normalize(form, "pâté") for form in forms)
+    assert data.test.labels.tolist() == [0, 0, 1, 1]
+    fill(parted / "val" / "pa\u0302te\u0301", 1)
+    fill(parted / "val" / "p\u00e2t\u00e9", 1)
+    if len(list((parted / "val").iterdir())) == 3:
+        assert "differ only in how they are written" in refusal(parted)
+
+
 def test_class_only_in_val_suggests_the_one_meant(parted):
     (parted / "val" / "pear").rename(parted / "val" / "Pear")
     assert "class 'Pear' is in val/ but not in train/; did you mean 'pear'?" in refusal(parted)

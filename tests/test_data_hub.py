@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import random
+import socket
 import sys
 import tarfile
 import threading
+from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -118,6 +121,43 @@ def test_hub_sets_that_cannot_be_used(tmp_path, monkeypatch):
     assert "pip install 'autoslim[datasets]'" in refusal("hf:some/name")
 
 
+@pytest.mark.parametrize("withheld", [-1, None])
+def test_hub_test_split_without_labels_gives_way_to_validation_and_is_told(tmp_path, withheld):
+    splits = {"train": rows(20), "test": rows(5, label=[withheld] * 5), "validation": rows(6)}
+    for split in splits:
+        splits[split] = splits[split].cast_column("label", hugging.ClassLabel(names=["cat", "dog"]))
+    data = load_data(saved(tmp_path / "set", **splits))
+    assert data.test.labels.tolist() == [0, 1] * 3
+    assert len(data.remarks) == 1
+    assert data.remarks[0].startswith("its split test has no labels (column 'label' is -1 or null in every row)")
+    assert data.remarks[0].endswith("split validation is the test part")
+    del splits["validation"]
+    text = refusal(saved(tmp_path / "less", **splits))
+    assert "its split test has no labels" in text
+    assert "give a function of your own" in text
+    splits["validation"] = rows(6).cast_column("label", hugging.ClassLabel(names=["cat", "dog"]))
+    splits["test"] = rows(5, label=[-1, 0, 1, 0, 1]).cast_column("label", hugging.ClassLabel(names=["cat", "dog"]))
+    assert "label -1 is negative" in refusal(saved(tmp_path / "some", **splits))  # a single one is a mistake
+
+
+@pytest.mark.parametrize(
+    ("labels", "kind"),
+    [([[0], [1]] * 5, "List"), ([[0, 1], [1]] * 5, "List"), ([{"x": 0}, {"x": 1}] * 5, "struct")],
+)
+def test_hub_labels_that_are_no_single_values_are_refused(tmp_path, labels, kind):
+    kind = (
+        kind if kind == "struct" else type(hugging.Sequence(hugging.Value("int64"))).__name__
+    )  # depends on its version
+    source = saved(tmp_path / "set", train=rows(10, label=labels, other=[0, 1] * 5))
+    for options in ({}, {"label_column": "label"}):
+        text = refusal(source, **options)
+        assert f"column 'label' is of type {kind}; a label must be one whole number from 0 or one name" in text
+        assert text.endswith("set label_column, to one of other")
+    assert load_data(source, label_column="other").num_classes == 2
+    assert "column 'image' is of type Image" in refusal(source, label_column="image")
+    assert "column 'label' is of type" in refusal(saved(tmp_path / "two", train=rows(10), test=rows(10, label=labels)))
+
+
 def test_hub_name_that_cannot_be_had_is_one_line(monkeypatch):
     def load_dataset(name: str, config: str | None) -> None:
         assert (name, config) == ("someone/birds", "small")
@@ -161,6 +201,7 @@ def test_broken_images_of_a_hub_set(tmp_path, memory_gb):
 # ---- WebDataset
 
 webdataset = pytest.importorskip("webdataset")
+braceexpand = pytest.importorskip("braceexpand")
 
 
 def write_shards(folder: Path, counts: list[int], name: str = "train", **members: object) -> str:
@@ -244,6 +285,9 @@ def test_shards_that_cannot_be_used(tmp_path, monkeypatch):
     assert "stands for more than 1,000,000 shards" in refusal("wds:/no/{0..99999999}.tar")
     assert "stands for more than 1,000,000 shards" in refusal("wds:/no/" + "{a,b}" * 21)
     assert "stands for more than 1,000,000 shards" in refusal("wds:/no/{0..9" + "9" * 40 + "}.tar")
+    assert "one of its braces has no partner" in refusal("wds:/no/{a,b")
+    assert "one of its braces has no partner" in refusal("wds:/no/a}{b")
+    assert "too many braces in each other" in refusal("wds:/no/" + "{a," * 900 + "}" * 900)
     path.write_bytes(b"no tar at all" * 100)
     assert "is no tar file, or a damaged one" in refusal(f"wds:{path}")
     path.write_bytes(b"")
@@ -258,6 +302,59 @@ def test_shards_that_cannot_be_used(tmp_path, monkeypatch):
     assert "give wds:" in refusal(str(path))
     monkeypatch.setitem(sys.modules, "webdataset", None)
     assert "pip install 'autoslim[webdataset]'" in refusal(f"wds:{path}")
+
+
+@pytest.mark.parametrize(
+    "bomb",
+    [
+        "{a,{b,{c,d}}}" * 12,  # four names each, though no brace holds more than two
+        "{{a,b}" * 25 + ",c" + "}" * 25,
+        "{{1..1000},{a,b}}{1..1000}",
+        "{a..z}" * 5,
+        "{0..9..3}" * 7,
+    ],
+)
+def test_braces_that_stand_for_too_many_shards_are_refused_at_once(bomb):
+    assert "stands for more than 1,000,000 shards" in refusal(f"wds:/no/{bomb}.tar")
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_number_of_shards_is_no_less_than_are_written_out(seed):
+    draws = random.Random(seed)
+
+    def pattern(depth: int) -> str:
+        kind = draws.randrange(6 if depth else 2)
+        if kind < 2:
+            return draws.choice(["a", "\\{", "\\,", "{2..5}", "{05..3}", "{a..d}", "{}", "{x}", ""])
+        parts = [pattern(depth - 1) for _ in range(draws.randrange(2, 4))]
+        return "".join(parts) if kind < 4 else f"{{{','.join(parts)}}}"
+
+    for _ in range(50):
+        given = pattern(3)
+        assert len(list(braceexpand.braceexpand(given))) <= shards_module._num_expanded(given)
+    assert shards_module._num_expanded("{a,{b,{c,d}}}x{1..3}") == 12
+
+
+@pytest.mark.parametrize(
+    "members", [{"cls": b"9" * 20}, {"cls": b"-" + b"9" * 20}, {"json": b'{"label": 1%s}' % (b"0" * 30)}]
+)
+def test_labels_of_more_than_64_bits_are_refused(tmp_path, members):
+    named = [("a.png", b"x"), *((f"a.{kind}", content) for kind, content in members.items())]
+    text = refusal(raw_shard(tmp_path / "one.tar", named))
+    assert "sample 'a' of shard" in text
+    assert "has a label of more than 64 bits; number the classes from 0" in text
+
+
+def test_shards_named_by_a_file_url_are_the_files(tmp_path, home):
+    write_shards(tmp_path / "set", [20])
+    plain = f"wds:{tmp_path}/set/train-0000.tar"
+    url = plain.replace("wds:", "wds:file://")
+    assert load_data(url, image_size=5).record() == load_data(plain, image_size=5).record()
+    write_shards(tmp_path / "set", [30])
+    assert load_data(url, image_size=5).record() == load_data(plain, image_size=5).record()
+    assert sum(load_data(url, image_size=5).record()["images"].values()) == 30
+    assert not list(home.rglob("*.tar"))  # no copy either
+    assert "there is no shard" in refusal("wds:file:///no/shard.tar")
 
 
 def test_broken_images_and_a_cut_shard(tmp_path):
@@ -275,9 +372,10 @@ def test_broken_images_and_a_cut_shard(tmp_path):
     assert "set.tar" in refusal(source, image_size=5)
 
 
-def test_shards_from_a_url_are_fetched_once_and_room_is_made(tmp_path, home, monkeypatch):
-    write_shards(tmp_path / "set", [12, 12, 12])
-    fetched = []
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[tuple[str, list[str]]]:
+    """The URL at which the folder `set` can be fetched, and what was."""
+    fetched: list[str] = []
 
     class Handler(SimpleHTTPRequestHandler):
         def log_message(self, *args: object) -> None: ...
@@ -288,28 +386,60 @@ def test_shards_from_a_url_are_fetched_once_and_room_is_made(tmp_path, home, mon
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(tmp_path / "set")))
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        source = f"wds:http://127.0.0.1:{server.server_port}/train-{{0000..0002}}.tar"
-        data = load_data(source, memory_gb=0.0, image_size=5)
-        found = Batches(data.train, 4, mean=data.mean, std=data.std, shuffle=True, workers=1)
-        reference = [images for images, _ in found]
-        assert sorted(set(fetched)) == [f"/train-000{i}.tar" for i in range(3)]
-        assert len(fetched) == 3
-        # with room for one only, shards are fetched again, and nothing else changes
-        monkeypatch.setattr(shards_module, "_KEPT_BYTES", 1)
-        folder = home / ".cache" / "autoslim-data" / "shards"
-        for path in folder.glob("*.tar"):
-            path.unlink()
-        again = Batches(data.train, 4, mean=data.mean, std=data.std, shuffle=True, workers=1)
-        for here, there in zip(again, reference, strict=True):
-            assert torch.equal(here[0], there)
-        assert len(list(folder.glob("*.tar"))) == 1
-        found.close()
-        again.close()
-        assert "cannot be fetched" in refusal(source.replace("0002", "0003").replace("train", "trian"))
-    finally:
-        server.shutdown()
-        server.server_close()
+    yield f"http://127.0.0.1:{server.server_port}", fetched
+    server.shutdown()
+    server.server_close()
+
+
+def test_shards_from_a_url_are_fetched_once_and_room_is_made(tmp_path, home, monkeypatch, served):
+    write_shards(tmp_path / "set", [12, 12, 12])
+    url, fetched = served
+    source = f"wds:{url}/train-{{0000..0002}}.tar"
+    data = load_data(source, memory_gb=0.0, image_size=5)
+    found = Batches(data.train, 4, mean=data.mean, std=data.std, shuffle=True, workers=1)
+    reference = [images for images, _ in found]
+    assert sorted(set(fetched)) == [f"/train-000{i}.tar" for i in range(3)]
+    assert len(fetched) == 3
+    # with room for one only, shards are fetched again, and nothing else changes
+    monkeypatch.setattr(shards_module, "_KEPT_BYTES", 1)
+    folder = home / ".cache" / "autoslim-data" / "shards"
+    for path in folder.glob("*.tar"):
+        path.unlink()
+    again = Batches(data.train, 4, mean=data.mean, std=data.std, shuffle=True, workers=1)
+    for here, there in zip(again, reference, strict=True):
+        assert torch.equal(here[0], there)
+    assert len(list(folder.glob("*.tar"))) == 1
+    found.close()
+    again.close()
+
+
+def test_shards_that_cannot_be_fetched_say_why(tmp_path, served):
+    (tmp_path / "set").mkdir()
+    assert "cannot be fetched: 404" in refusal(f"wds:{served[0]}/train.tar")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    assert "Connect call failed" in refusal(f"wds:http://127.0.0.1:{port}/train.tar")
+    assert "Protocol not known" in refusal("wds:nothing://train.tar")
+
+
+@pytest.mark.parametrize("loses_its_note", [False, True])
+def test_a_shard_that_is_fetched_again_and_changed_is_listed_anew(tmp_path, home, served, loses_its_note):
+    write_shards(tmp_path / "set", [20])
+    source = f"wds:{served[0]}/train-0000.tar"
+    before = load_data(source, memory_gb=0.0, image_size=5)
+    write_shards(tmp_path / "set", [30], txt="other offsets")
+    for path in home.rglob("*.version" if loses_its_note else "*.tar"):
+        path.write_text("damaged") if loses_its_note else path.unlink()
+    if not loses_its_note:
+        count = len(served[1])
+        for _ in range(2):
+            with pytest.raises(DataError, match="has changed since its images were listed; start again"):
+                list(Batches(before.train, 4, mean=before.mean, std=before.std))
+        assert len(served[1]) == count + 1  # it is not fetched again by each that reads
+    data = load_data(source, image_size=5, channels=1)
+    assert sum(data.record()["images"].values()) == 30
+    assert [int(name.rsplit(":")[-1]) for name in data.train_names] == data.train.images[:, 0, 0, 0].tolist()
 
 
 # ---- data sets of torch

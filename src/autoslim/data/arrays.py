@@ -71,7 +71,7 @@ def from_arrays(arrays: Mapping[str, Any]) -> Found:
     _check_keys(arrays)
     train, test = (_checked_set(arrays, f"x_{part}", f"y_{part}") for part in ("train", "test"))
     names = arrays.get("class_names")
-    class_names = None if names is None else tuple(map(str, np.asarray(names).ravel().tolist()))
+    class_names = None if names is None else tuple(map(str, _array(names, "class_names").ravel().tolist()))
     return Found(train, test, class_names=class_names)
 
 
@@ -83,8 +83,16 @@ def _check_keys(given: Iterable[str]) -> None:
         raise DataError(f"lacks {', '.join(missing)} (it has: {found or 'nothing'}); needed are {', '.join(KEYS)}")
 
 
+def _array(given: Any, key: str) -> np.ndarray[Any, Any]:
+    """An array, a tensor or lists as an array."""
+    try:
+        return np.asarray(given.detach().cpu() if isinstance(given, torch.Tensor) else given)
+    except Exception as error:  # lists of several lengths; tensors that numpy has no type for, or without values
+        raise DataError(f"{key} cannot become an array ({first_line(error)}); give a numpy array") from error
+
+
 def _checked_set(arrays: Mapping[str, Any], x_key: str, y_key: str) -> ImageSet:
-    x, y = np.asarray(arrays[x_key]), np.asarray(arrays[y_key])
+    x, y = (_array(arrays[key], key) for key in (x_key, y_key))
     if x.dtype != np.uint8:
         raise DataError(f"{x_key} is {x.dtype}; images must be uint8, 0 to 255")
     if x.ndim not in (3, 4) or (x.ndim == 4 and x.shape[3] not in CHANNELS):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from autoslim.data.arrays import KEYS, from_arrays
 from autoslim.data.pixels import BrokenImage, Frame, as_tensor, first_line, framed
 from autoslim.data.reading import CACHE
-from autoslim.data.sets import Found, Pictures
+from autoslim.data.sets import Found, Pictures, checked_label
 from autoslim.errors import DataError
 from autoslim.importing import describe, load_object
 
@@ -56,10 +56,10 @@ class DatasetPictures(Pictures):
             raise BrokenImage(first_line(error)) from error
         try:
             label = operator.index(item[1])
-        except TypeError as error:
+        except Exception as error:  # TypeError, and what torch raises for a tensor without a value
             shown = " ".join(repr(item[1]).split())[:60]
             raise DataError(f"{where} has the label {shown}; labels must be whole numbers from 0") from error
-        return framed(image[None], frame)[0], label
+        return framed(image[None], frame)[0], checked_label(label, where)
 
 
 def _told_labels(dataset: Any) -> torch.Tensor | None:
@@ -120,10 +120,11 @@ def read_function(source: str) -> Found:
     """What a user's function gives, or an object with a name."""
     loaded = load_object(source)
     if callable(loaded):
+        _check_takes_nothing(loaded)
         try:
             loaded = loaded()
         except (Exception, SystemExit) as error:
-            raise DataError(f"the function failed: {describe(error)}") from error
+            raise DataError(f"the function failed: {_described(error)}") from error
     if isinstance(loaded, Mapping):
         return from_arrays(loaded)
     if not isinstance(loaded, (tuple, list)) or len(loaded) != 2:
@@ -134,17 +135,51 @@ def read_function(source: str) -> Found:
     return from_datasets(train, test)
 
 
+def _check_takes_nothing(function: Callable[..., Any]) -> None:
+    """`DataError` for a function that needs arguments, naming where it is written."""
+    try:
+        signature = inspect.signature(function, follow_wrapped=False)  # a decorator may give the arguments
+    except (TypeError, ValueError):  # of C code
+        return
+    try:
+        signature.bind()
+    except TypeError as error:
+        written = vars(function).get("__init__", function) if inspect.isclass(function) else function
+        code = getattr(written, "__code__", None)
+        place = f" ({code.co_filename}, line {code.co_firstlineno})" if code else ""
+        raise DataError(
+            f"the function is called without arguments, but it needs some: {error}{place}; give them defaults"
+        ) from error
+
+
+def _described(error: BaseException) -> str:
+    """An exception in one line; its place too, unless that is only where we called something written in C."""
+    inner = error.__traceback__ and error.__traceback__.tb_next
+    return describe(error if inner else error.with_traceback(None))
+
+
 def from_datasets(train: Any, test: Any) -> Found:
     """Two map-style data sets; `DataError` if they have no index or length, or nothing in them."""
     for name, dataset in (("train", train), ("test", test)):
         if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
             kind = type(dataset).__name__
             raise DataError(f"its {name} part is {kind}, without index or length; needed is a map-style data set")
-    classes = getattr(train, "classes", None)  # as torchvision's data sets have it
-    names = None
-    if isinstance(classes, (list, tuple)):
-        names = tuple(str(name[0] if isinstance(name, (list, tuple)) else name) for name in classes)
-    return Found(DatasetPictures(train, "train"), DatasetPictures(test, "test"), class_names=names)
+        try:
+            len(dataset)
+        except (Exception, SystemExit) as error:
+            raise DataError(f"the length of its {name} part cannot be had: {_described(error)}") from error
+    return Found(DatasetPictures(train, "train"), DatasetPictures(test, "test"), class_names=_told_classes(train))
+
+
+def _told_classes(dataset: Any) -> tuple[str, ...] | None:
+    """The names in `classes`, as torchvision's data sets have it: strings, or tuples whose first is the name."""
+    classes = getattr(dataset, "classes", None)
+    if not isinstance(classes, (list, tuple)):
+        return None
+    for label, name in enumerate(classes):
+        if isinstance(name, (list, tuple)) and not name:
+            raise DataError(f"classes[{label}] of its train part is empty; needed is the name of each class")
+    return tuple(str(name[0] if isinstance(name, (list, tuple)) else name) for name in classes)
 
 
 def _near(given: str, known: Iterable[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import stat
 import unicodedata
@@ -17,7 +18,9 @@ from autoslim.data.pixels import IMAGE_SUFFIXES, BrokenImage, Frame, decoded, lo
 from autoslim.data.sets import Found, Pictures
 from autoslim.errors import DataError, nearest
 
-_TEST_FOLDERS = ("test", "val", "valid", "validation")  # the first that has class folders is used
+_TEST_FOLDERS = ("test", "val", "valid", "validation")  # beside train; the first that has class folders is used
+_TRAIN_NAMES = ("train", "training")  # these in any letter case, where there is no pair of the above
+_TEST_NAMES = ("test", "testing", "val", "valid", "validation", "validate", "dev")
 _SIZE = 64
 _Id = tuple[int, int]  # device and inode
 
@@ -89,15 +92,18 @@ def read_folder(root: Path) -> Found:
     test = None
     if test_folder is not None:
         if os.path.samefile(train_folder, test_folder):
-            raise DataError(f"train/ and {test_folder.name}/ are the same folder; the test images must be others")
+            both = f"{train_folder.name}/ and {test_folder.name}/"
+            raise DataError(f"{both} are the same folder; the test images must be others")
         tested = _class_files(test_folder, root, seen, may_be_empty=True)
+        written = {unicodedata.normalize("NFC", name): name for name in class_names}  # macOS decomposes accents
         for name in tested:
-            if name not in by_class:
+            if unicodedata.normalize("NFC", name) not in written:
                 hint = nearest(name, class_names)
                 hint = hint if hint.startswith("did") else "remove it or add it there"
-                raise DataError(f"class {name!r} is in {test_folder.name}/ but not in train/; {hint}")
+                raise DataError(f"class {name!r} is in {test_folder.name}/ but not in {train_folder.name}/; {hint}")
         if not any(tested.values()):
             raise DataError(f"{test_folder.name}/ holds no images (.jpg, .png, ...); add some or remove it")
+        tested = {written[unicodedata.normalize("NFC", name)]: files for name, files in tested.items()}
         test = _pictures(root, tested, class_names)
     train = _pictures(root, by_class, class_names)
     return Found(
@@ -139,15 +145,46 @@ class _Seen:
 
 def _layout(root: Path) -> tuple[Path, Path | None]:
     """The train and the test folder, or the folder of class folders and None."""
-    names = {folder.name for folder in _subfolders(root)}
-    tests = [name for name in _TEST_FOLDERS if name in names]
-    if "train" in names and tests:
-        with_classes = [name for name in tests if _subfolders(root / name)]
-        return root / "train", root / (with_classes or tests)[0]
-    if names and names <= {"train", *_TEST_FOLDERS}:
-        lacking = "train/" if tests else "test/ or val/"
-        raise DataError(f"has {sorted(names)[0]}/ but no {lacking}; add it, or give one folder of class folders")
+    folders = sorted(_subfolders(root))
+    names = {folder.name for folder in folders}
+    exact = [root / name for name in _TEST_FOLDERS if name in names]
+    if "train" in names and exact:
+        return root / "train", _first_with_classes(exact)
+    trains, tests = (
+        [f for n in known for f in folders if f.name.lower() == n] for known in (_TRAIN_NAMES, _TEST_NAMES)
+    )
+    if trains and tests:
+        return _checked_pair(trains, tests)
+    if not trains and not tests:
+        return root, None
+    part, lacking = (trains + tests)[0].name, "train/" if tests else "test/ or val/"
+    if len(folders) == len(trains + tests):
+        raise DataError(f"has {part}/ but no {lacking}; add it, or give one folder of class folders")
+    shared = set.intersection(*({below.name for below in _subfolders(folder)} for folder in folders))
+    if len(shared) > 1 and not any(map(_stray_images, folders)):  # as in train/ and eval/: those are no classes
+        raise DataError(
+            f"has {part}/ but no {lacking}, and all its folders hold {' and '.join(sorted(shared)[:2])}; "
+            f"rename the one meant to {lacking}, or {part}/ if it is a class"
+        )
     return root, None
+
+
+def _checked_pair(trains: list[Path], tests: list[Path]) -> tuple[Path, Path]:
+    """The train and the test folder among those with such names; `DataError` where that would be a guess."""
+    alike = [pair for pair in itertools.pairwise(tests) if pair[0].name.lower() == pair[1].name.lower()]
+    for one, other in (*itertools.pairwise(trains), *alike):
+        raise DataError(f"has {one.name}/ and {other.name}/, which mean the same images; merge them or rename one")
+    train, test = trains[0], _first_with_classes(tests)
+    if not _subfolders(train):
+        raise DataError(
+            f"{train.name}/ and {test.name}/ are training and test images by their names, but {train.name}/ has no "
+            "class folders; add a subfolder for each class, or rename both if they are classes"
+        )
+    return train, test
+
+
+def _first_with_classes(folders: list[Path]) -> Path:
+    return next((folder for folder in folders if _subfolders(folder)), folders[0])
 
 
 def _class_files(folder: Path, root: Path, seen: _Seen, *, may_be_empty: bool = False) -> dict[str, list[str]]:
@@ -158,8 +195,7 @@ def _class_files(folder: Path, root: Path, seen: _Seen, *, may_be_empty: bool = 
         holds = "has no class folders" if any(folder.iterdir()) else "is empty"
         raise DataError(f"{shown} {holds}; needed is a subfolder for each class with its images in it")
     _check_names([path.name for path in classes], shown)
-    beside = sorted(entry.name for entry in os.scandir(folder) if _is_image(entry.name) and not entry.is_dir())
-    seen.beside += [(folder / name).relative_to(root).as_posix() for name in beside]
+    seen.beside += [(folder / name).relative_to(root).as_posix() for name in _stray_images(folder)]
     above = {_identity(path) for path in (folder, *folder.parents)}
     found = {}
     for path in classes:
@@ -217,6 +253,12 @@ def _image_files(folder: Path, shown: str, above: set[_Id], seen: _Seen) -> list
 def _subfolders(folder: Path) -> list[Path]:
     with os.scandir(folder) as entries:
         return [Path(entry.path) for entry in entries if _is_folder(entry) and not entry.name.startswith(".")]
+
+
+def _stray_images(folder: Path) -> list[str]:
+    """Images that lie in a folder itself."""
+    with os.scandir(folder) as entries:
+        return sorted(entry.name for entry in entries if _is_image(entry.name) and not _is_folder(entry))
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

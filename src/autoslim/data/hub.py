@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import os
 import urllib.error
 import urllib.request
@@ -71,15 +72,16 @@ def read_hub(given: str, image_column: str | None, label_column: str | None) -> 
     train = next((splits[name] for name in _TRAIN_SPLITS if name in splits), None)
     if train is None:
         raise DataError(f"has no split train; it has {', '.join(map(str, splits)) or 'none'}")
-    test = next((splits[name] for name in _TEST_SPLITS if name in splits and len(splits[name])), None)
     images = _image_column(datasets, train.features, image_column)
     labels = _label_column(datasets, train.features, label_column)
+    test, remarks = _test_split(splits, labels)
     for split in (train, *([] if test is None else [test])):
         if not len(split):
             raise DataError("its split train is empty")
         for column in (images, labels):
             if column not in split.features:
                 raise DataError(f"its test split has no column {column!r}; it has {', '.join(split.features)}")
+        _check_label_type(datasets, split.features, labels)
     names = getattr(train.features[labels], "names", None)
     if names is None and train.features[labels].dtype in ("string", "large_string"):
         names = sorted({str(value) for value in train.unique(labels)})
@@ -89,7 +91,27 @@ def read_hub(given: str, image_column: str | None, label_column: str | None) -> 
         for split, part in ((train, "train"), (test, "test"))
     ]
     assert parts[0] is not None
-    return Found(parts[0], parts[1], class_names)
+    return Found(parts[0], parts[1], class_names, remarks=remarks)
+
+
+def _test_split(splits: Mapping[str, Any], column: str) -> tuple[Any, tuple[str, ...]]:
+    """The first test split that has labels, or None without any, and a remark for one whose labels are kept back."""
+    present = [name for name in _TEST_SPLITS if name in splits and len(splits[name])]
+    withheld = list(itertools.takewhile(lambda name: _is_withheld(splits[name], column), present))
+    if not withheld:
+        return (splits[present[0]] if present else None), ()
+    told = f"its split {' and '.join(withheld)} has no labels (column {column!r} is -1 or null in every row)"
+    if withheld == present:
+        raise DataError(
+            f"{told}, and there is no other to test on; give a function of your own that returns (train, test)"
+        )
+    used = present[len(withheld)]
+    return splits[used], (f"{told}, left out; split {used} is the test part",)
+
+
+def _is_withheld(split: Any, column: str) -> bool:
+    """Does no row tell its label? Competitions keep those of their test images back, as ImageNet's did."""
+    return column in split.features and all(value in (-1, None) for value in _values(split, column))
 
 
 def _load(datasets: Any, given: str) -> Any:
@@ -155,18 +177,36 @@ def _label_column(datasets: Any, features: Mapping[str, Any], given: str | None)
     if given is not None:
         if given not in features:
             raise DataError(f"has no column {given!r}; {nearest(given, features)}")
+        _check_label_type(datasets, features, given)
         return given
     columns = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
     columns = columns or [name for name in _LABEL_COLUMNS if name in features]
     if len(columns) != 1:
         found = f"has several columns of labels ({', '.join(columns)})" if columns else "has no column of labels"
         raise DataError(f"{found}; its columns are {', '.join(features)}: set label_column")
+    _check_label_type(datasets, features, columns[0])
     return columns[0]
+
+
+def _check_label_type(datasets: Any, features: Mapping[str, Any], column: str) -> None:
+    """`DataError` for a column of lists, of structs or of images."""
+    usable = [name for name, feature in features.items() if isinstance(feature, (datasets.ClassLabel, datasets.Value))]
+    if column not in usable:
+        kind = "struct" if isinstance(features[column], dict) else type(features[column]).__name__
+        hint = f"set label_column, to one of {', '.join(usable)}" if usable else "no other column holds that"
+        raise DataError(
+            f"column {column!r} is of type {kind}; a label must be one whole number from 0 or one name: {hint}"
+        )
+
+
+def _values(split: Any, column: str) -> list[Any]:
+    values: list[Any] = split.with_format(None).select_columns([column])[:][column]
+    return values
 
 
 def _labels(split: Any, column: str, class_names: tuple[str, ...] | None, part: str) -> torch.Tensor:
     """The labels (N,) of a split; class names become numbers."""
-    values = split.with_format(None).select_columns([column])[:][column]
+    values = _values(split, column)
     missing = next((row for row, value in enumerate(values) if value is None), None)
     if missing is not None:
         raise DataError(f"row {missing} of its {part} part has no label in column {column!r}")

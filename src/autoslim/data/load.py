@@ -68,8 +68,9 @@ def load_data(
 
     - `fashion-mnist-mini`, which comes with the library (6,000 + 1,000 images, 28x28 grey);
     - an `.npz` file with `x_train y_train x_test y_test`: uint8 (N, H, W) or (N, H, W, C) and whole-number labels;
-    - a folder with `train/` and `test/` or `val/` that hold a folder for each class, or one folder of class folders,
-      of which a fifth becomes the test part. Images become RGB (transparent parts white);
+    - a folder with `train/` and `test/` or `val/` (or what is usual for them: `Training/`, `dev/`) that hold a folder
+      for each class, or one folder of class folders, of which a fifth becomes the test part. Images become RGB
+      (transparent parts white);
     - `torchvision:CIFAR10` or another of its data sets, when it lies in `~/.cache/autoslim-data`;
     - `hf:NAME`, `hf:NAME:CONFIG` or `hf:path/to/folder`: a data set for Hugging Face `datasets`; `image_column` and
       `label_column` name its columns where their types do not tell;

@@ -104,7 +104,11 @@ def as_tensor(image: Any) -> torch.Tensor:
     is_tensor = isinstance(image, torch.Tensor)
     if hasattr(image, "getbands"):  # a Pillow image, without importing Pillow
         image = image.convert("L") if image.mode in ("1", "L") else rgb(image)
-    array = image.detach().cpu().numpy() if is_tensor else np.asarray(image)
+    try:
+        array = np.asarray(image.detach().cpu() if is_tensor else image)
+    except (TypeError, RuntimeError) as error:  # a tensor without values, sparse, or of a type that numpy lacks
+        kind = f"a tensor of {image.dtype} on {image.device}" if is_tensor else type(image).__name__
+        raise ValueError(f"the image, {kind}, cannot become an array of uint8: {first_line(error)}") from error
     if array.dtype != np.uint8:
         hint = " (leave out ToTensor and Normalize)" if array.dtype.kind == "f" else ""
         raise ValueError(f"the image is {array.dtype}; it must be uint8, 0 to 255{hint}")

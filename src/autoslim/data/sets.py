@@ -120,6 +120,13 @@ class Found:
     default_size: int | None = None
 
 
+def checked_label(label: int, where: str) -> int:
+    """`DataError` for a label that int64 cannot hold."""
+    if -(2**63) <= label < 2**63:
+        return label
+    raise DataError(f"{where} has a label of more than 64 bits; number the classes from 0 without gaps")
+
+
 def _indices(indices: torch.Tensor | Iterable[int]) -> torch.Tensor:
     return indices if isinstance(indices, torch.Tensor) else torch.tensor(list(indices), dtype=torch.int64)
 

@@ -14,7 +14,6 @@ import itertools
 import json
 import os
 import re
-import shutil
 import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -28,7 +27,7 @@ from filelock import FileLock
 
 from autoslim.data.pixels import IMAGE_SUFFIXES, BrokenImage, Frame, decoded, first_line, load_pillow
 from autoslim.data.reading import CACHE
-from autoslim.data.sets import Found, Pictures
+from autoslim.data.sets import Found, Pictures, checked_label
 from autoslim.errors import DataError, RunError
 from autoslim.files import write_whole
 
@@ -36,6 +35,10 @@ _MOST_SHARDS = 1_000_000
 _AT_A_TIME = 8  # shards among whose images an epoch draws
 _KEPT_BYTES = 50 * 10**9  # of shards from URLs
 _LABELS = ("cls", "label", "json")  # members that may tell the class, the first that is there
+_BRACES = re.compile(
+    r"\\.|\{(-?\d+)\.\.(-?\d+)(?:\.\.-?\d+)?\n?\}|\{([A-Za-z]\.\.[A-Za-z])(?:\.\.-?\d+)?\n?\}|[{},]", re.S
+)
+_LONGEST_NUMBER = 30  # digits; no number of shards has more
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,8 +57,8 @@ class ShardPictures(Pictures):
 
     in_threads = True
 
-    def __init__(self, shards: list[str], index: _Index, cache_key: str) -> None:
-        self._shards, self._index, self._cache_key = shards, index, cache_key
+    def __init__(self, shards: list[str], versions: list[str], index: _Index, cache_key: str) -> None:
+        self._shards, self._versions, self._index, self._cache_key = shards, versions, index, cache_key
         self.labels = torch.from_numpy(index.label)
 
     def __len__(self) -> int:
@@ -71,7 +74,8 @@ class ShardPictures(Pictures):
         size = int(self._index.size[index])
         if not size:
             raise BrokenImage("the file is empty")
-        with _opened(self._shards[self._index.shard[index]]) as file:
+        shard = self._index.shard[index]
+        with _opened(self._shards[shard], self._versions[shard]) as file:
             file.seek(int(self._index.offset[index]))
             content = file.read(size)
         if len(content) < size:
@@ -87,7 +91,7 @@ class ShardPictures(Pictures):
         return shuffled[torch.argsort(turn[shards[shuffled]] // _AT_A_TIME, stable=True)]
 
     def check_key(self) -> str:
-        """Name, size and time of each shard, or its URL."""
+        """Name, size and time of each shard, or what was fetched from its URL."""
         return self._cache_key
 
 
@@ -105,31 +109,32 @@ def read_shards(patterns: str, test_patterns: str | None, label_column: str | No
 
 def _pictures(pattern: str, label_column: str | None) -> ShardPictures:
     shards = _expanded(pattern)
-    key = "\n".join([label_column or "", *map(_identity, shards)])
-    kept = Path.home() / CACHE / "shards" / f"{_hashed(key)}.npz"
-    index = _kept_index(kept)
+    versions = [_version(shard) for shard in shards]
+    index = _kept_index(_index_path(versions, label_column))
     if index is None:
-        index = _indexed(shards, label_column)
+        index, versions = _indexed(shards, label_column)
         content = io.BytesIO()
         np.savez_compressed(content, **vars(index))
         with suppress(RunError):  # a home directory that cannot be written costs time, no more
-            write_whole(kept, content.getvalue())
-    return ShardPictures(shards, index, key)
+            write_whole(_index_path(versions, label_column), content.getvalue())
+    return ShardPictures(shards, versions, index, _key(versions, label_column))
 
 
 def _expanded(pattern: str) -> list[str]:
     """The shards a pattern with braces stands for."""
     from braceexpand import braceexpand
 
-    if _most_expanded(pattern) > _MOST_SHARDS:
+    if _num_expanded(pattern) > _MOST_SHARDS:
         raise DataError(f"{pattern!r} stands for more than {_MOST_SHARDS:,} shards")
     try:
-        shards = list(braceexpand(pattern))
-    except ValueError as error:
-        raise DataError(f"{pattern!r} is no pattern of shards: {first_line(error)}") from error
+        shards = [_plain(shard) for shard in braceexpand(pattern)]
+    except RecursionError as error:
+        raise DataError(
+            f"a pattern of shards that begins with {pattern[:40]!r} has too many braces in each other"
+        ) from error
     if not pattern:
         raise DataError("names no shards; give wds:path/to/train-{0000..0146}.tar")
-    if shards[0].startswith("pipe:"):
+    if any(shard.startswith("pipe:") for shard in shards):
         raise DataError("shards come from files or URLs (https://, s3://, gs://), never from a command")
     for shard in shards:
         if not _is_remote(shard) and not os.path.isfile(os.path.expanduser(shard)):
@@ -138,23 +143,47 @@ def _expanded(pattern: str) -> list[str]:
     return shards
 
 
-def _most_expanded(pattern: str) -> int:
-    """An upper bound of how many names a pattern stands for: found at once, where writing them out could take days."""
-    count = 1
-    for group in re.findall(r"\{([^{}]*)\}", pattern):
-        ends = re.fullmatch(r"(-?\d+)\.\.(-?\d+)(\.\.-?\d+)?", group)
-        if len(group) > 60 and ends:  # no number of shards
-            return _MOST_SHARDS + 1
-        count *= abs(int(ends[1]) - int(ends[2])) + 1 if ends else group.count(",") + 1
+def _num_expanded(pattern: str) -> int:
+    """How many names a pattern stands for, or more: found at once, where writing them out could take days.
+
+    What follows each other multiplies, alternatives add up, and so on inwards.
+    """
+    unbalanced = DataError(f"{pattern!r} is no pattern of shards: one of its braces has no partner")
+    most = _MOST_SHARDS + 1
+    open_groups: list[tuple[int, int]] = []  # of each: the sum of the alternatives so far, the product before it
+    total, count = 0, 1
+    for token in _BRACES.finditer(pattern):
+        if token[1]:
+            if len(token[0]) > 2 * _LONGEST_NUMBER:
+                return most
+            count *= abs(int(token[1]) - int(token[2])) + 1
+        elif token[3]:
+            count *= 52
+        elif token[0] == "{":
+            open_groups.append((total, count))
+            total, count = 0, 1
+        elif token[0] == "," and open_groups:
+            total, count = total + count, 1
+        elif token[0] == "}":
+            if not open_groups:
+                raise unbalanced
+            inner = total + count
+            total, count = open_groups.pop()
+            count *= inner
+        total, count = min(total, most), min(count, most)
+    if open_groups:
+        raise unbalanced
     return count
 
 
-def _indexed(shards: list[str], label_column: str | None) -> _Index:
-    """Read all shards once; `DataError` naming shard and sample for what cannot be used."""
+def _indexed(shards: list[str], label_column: str | None) -> tuple[_Index, list[str]]:
+    """Read all shards once, and note the version of each; `DataError` naming what cannot be used."""
     rows: list[tuple[int, int, int, int, bytes]] = []
+    versions = []
     for number, shard in enumerate(shards):
         try:
             with _opened(shard) as file, tarfile.open(fileobj=file, mode="r:") as archive:
+                versions.append(os.path.basename(file.name) if _is_remote(shard) else _version(shard))
                 before = len(rows)
                 for sample in _samples(archive, shard, label_column):
                     rows.append((number, *sample))
@@ -163,13 +192,14 @@ def _indexed(shards: list[str], label_column: str | None) -> _Index:
         if len(rows) == before:
             raise DataError(f"shard {shard!r} holds no images (.jpg, .png, ...)")
     columns = list(zip(*rows, strict=True))
-    return _Index(
+    index = _Index(
         np.array(columns[0], np.int32),
         np.array(columns[1], np.int64),
         np.array(columns[2], np.int64),
         np.array(columns[3], np.int64),
         np.array(columns[4]),
     )
+    return index, versions
 
 
 def _samples(archive: tarfile.TarFile, shard: str, label_column: str | None) -> Iterator[tuple[int, int, int, bytes]]:
@@ -205,10 +235,10 @@ def _label(
     text = stream.read(10**6).decode(errors="replace").strip()
     try:
         if suffix != "json":
-            return int(text)
+            return checked_label(int(text), where)
         value = json.loads(text)[label_column or "label"]
         if isinstance(value, int) and not isinstance(value, bool):
-            return value
+            return checked_label(value, where)
         raise ValueError(f"{label_column or 'label'} is {value!r}")
     except KeyError as error:
         raise DataError(f"{where}: its .json has no key {error}; set label_column") from error
@@ -219,50 +249,88 @@ def _label(
 # ---- shards at a URL
 
 
+def _plain(shard: str) -> str:
+    """A path where a URL names one: such a file is read where it lies."""
+    return re.sub(r"^(file|local)://", "", shard)
+
+
 def _is_remote(shard: str) -> bool:
     return "://" in shard
 
 
 @contextmanager
-def _opened(shard: str) -> Iterator[Any]:
-    path = _fetched(shard) if _is_remote(shard) else Path(os.path.expanduser(shard))
+def _opened(shard: str, version: str = "") -> Iterator[Any]:
+    """A shard to read from: of a URL the copy called `version`, by default any."""
+    path = _fetched(shard, version) if _is_remote(shard) else Path(os.path.expanduser(shard))
     with open(path, "rb") as file:
         yield file
 
 
-def _fetched(url: str) -> Path:
-    """A copy of a shard on disk, fetched by whoever of several processes needs it first."""
-    folder = Path.home() / CACHE / "shards"
-    path = folder / f"{_hashed(url)}.tar"
-    if path.exists():
-        with suppress(OSError):
-            os.utime(path)  # used last: kept longest
-        return path
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / f"{path.name}.lock"):
-            if not path.exists():
-                _download(url, path)
-                _make_room(folder, path)
-    except OSError as error:
-        raise DataError(f"shard {url!r} cannot be fetched: {first_line(error)}") from error
+def _fetched(url: str, version: str) -> Path:
+    """A copy of a shard on disk, fetched by whoever of several processes needs it first.
+
+    Its name tells its content. So a shard that was fetched again and is another one now is never read by an old index.
+    """
+    path = _copy(version or _version(url))
+    if path is None:
+        try:
+            _folder().mkdir(parents=True, exist_ok=True)
+            with FileLock(_folder() / f"{_hashed(url)}.lock"):
+                last = _version(url)
+                path = _copy(version or last)
+                if path is None and (not version or last in ("", version)):  # else it is known to have changed
+                    path = _download(url)
+                    _make_room(_folder(), path)
+        except OSError as error:
+            raise DataError(f"shard {url!r} cannot be fetched: {first_line(error)}") from error
+    if path is None or (version and path.name != version):
+        raise DataError(
+            f"shard {url!r} has changed since its images were listed; start again, and they are listed anew"
+        )
+    with suppress(OSError):
+        os.utime(path)  # used last: kept longest
     return path
 
 
-def _download(url: str, path: Path) -> None:
+def _folder() -> Path:
+    return Path.home() / CACHE / "shards"
+
+
+def _copy(version: str) -> Path | None:
+    path = _folder() / version
+    return path if version and path.exists() else None
+
+
+def _download(url: str) -> Path:
+    """Fetch a shard, and note beside it what it is called now."""
     import fsspec  # torch needs it too
 
-    beside = path.with_name(f"{path.name}.part")
+    beside = _folder() / f"{_hashed(url)}.part"
+    digest = hashlib.sha256()
     try:
         with fsspec.open(url, "rb") as source, open(beside, "wb") as target:
-            shutil.copyfileobj(source, target, 1 << 20)
+            while block := source.read(1 << 20):
+                digest.update(block)
+                target.write(block)
+        path = _folder() / f"{_hashed(url)}-{digest.hexdigest()[:32]}.tar"
         os.replace(beside, path)
+        write_whole(_note(url), path.name)
     except ImportError as error:  # of the protocol
         raise DataError(f"shard {url!r}: {first_line(error)}") from error
     except Exception as error:  # each protocol has its own
-        raise DataError(f"shard {url!r} cannot be fetched: {first_line(error)}") from error
+        raise DataError(f"shard {url!r} cannot be fetched: {_reason(error, url)}") from error
     finally:
         beside.unlink(missing_ok=True)
+    return path
+
+
+def _reason(error: BaseException, url: str) -> str:
+    """What an exception says, or the one it came from where it says the URL only."""
+    cause = error.__cause__ or error.__context__
+    if cause is not None and str(error).strip() in ("", url):
+        return _reason(cause, url)
+    reason = first_line(error)
+    return f"{type(error).__name__} without a reason" if reason == url else reason
 
 
 def _make_room(folder: Path, fresh: Path) -> None:
@@ -284,11 +352,31 @@ def _make_room(folder: Path, fresh: Path) -> None:
 # ---- what was learnt before
 
 
-def _identity(shard: str) -> str:
+def _version(shard: str) -> str:
+    """Stands for the content of a shard: name, size and time, or what the copy is called that was fetched last.
+
+    Empty for a URL from which nothing was fetched yet.
+    """
     if _is_remote(shard):
-        return shard
+        with suppress(OSError, ValueError):
+            name = _note(shard).read_text(encoding="ascii")
+            if re.fullmatch(rf"{_hashed(shard)}-[0-9a-f]{{32}}\.tar", name):
+                return name
+        return ""
     found = os.stat(os.path.expanduser(shard))
     return f"{os.path.abspath(os.path.expanduser(shard))}\t{found.st_size}\t{found.st_mtime_ns}"
+
+
+def _note(url: str) -> Path:
+    return _folder() / f"{_hashed(url)}.version"
+
+
+def _key(versions: list[str], label_column: str | None) -> str:
+    return "\n".join([label_column or "", *versions])
+
+
+def _index_path(versions: list[str], label_column: str | None) -> Path:
+    return _folder() / f"{_hashed(_key(versions, label_column))}.npz"
 
 
 def _kept_index(path: Path) -> _Index | None:
