@@ -12,7 +12,9 @@ Everything starts from the same weights with a new class head, and everything bu
 first the whole network (as a supernet, or, for Torch-Pruning, as it is), then the cut net. Equal epochs are not equal work: in those
 of the whole network Torch-Pruning trains one net a step, a sandwich step four, and ours has the search besides. Nets from scratch get the sum
 of both epochs; there are such nets for the widths found with sorted channels only. All class heads are drawn small (`load_pretrained`
-says why), in nets from scratch too.
+says why), in nets from scratch too. "mixed" is the same with `train.plain_epochs: 1`: the first of its epochs trains the
+whole network alone, which is sorted by first-order importance then, and the others are a supernet's; "plain" is our search on the network
+fine-tuned as it is, sorted by that importance.
 Torch-Pruning cuts the fine-tuned network in 60 small steps until the MACs are met, by group magnitude (each layer alike) or first-order
 Taylor importance (globally); like ours its widths are multiples of 8 and no layer falls below a quarter. "Before" is the cut net with
 its BatchNorm recalibrated, "after" is when it was fine-tuned. l1: channels sorted by that (`sort_channels`); none: as they come. Unsorted
@@ -59,7 +61,8 @@ from convert_efficientnet_lite0 import timm_names  # noqa: E402
 
 MEAN, STD = (127 / 255,) * 3, (128 / 255,) * 3  # as EfficientNet-Lite0 was trained
 BUDGETS = (0.5, 0.25)
-SORTS = ("l1", "none")
+SORTS = ("l1", "none", "mixed")
+PLAIN_EPOCHS = 1  # of "mixed"
 LEAST = 0.25  # of the channels of a layer
 
 
@@ -243,7 +246,7 @@ class Bench:
         supernet.eval()
         with torch.no_grad():
             each["forward"] = seconds(lambda: supernet.model(images), 4)
-        sorts = 2 if setting.unsorted_is_searched else 1
+        sorts = 3 if setting.unsorted_is_searched else 2
         cost = autoslim.MacCost(self.space)
         steps = [*autoslim.greedy_slim(self.space, lambda widths: 0.0, cost, [min(BUDGETS) * cost(self.space.full())])]
         tried = sum(sum(len(g.choices) > 1 for g in self.space.groups.values()) for _ in steps) * 0.6 / 3
@@ -252,7 +255,7 @@ class Bench:
         tests = setting.test_images * each["forward"]
         return {
             "look": 9 * 0.6 * (tests + setting.search_images * each["forward"]),
-            "supernets": 2 * (images_seen * each["sandwich"] + tests),
+            "supernets": 3 * (images_seen * each["sandwich"] + tests),
             "search": sorts * tried * setting.search_images * each["forward"] * 1.4,
             "cut nets": (4 + 2 * sorts) * setting.epochs * cut / 2 + (4 + 2 * sorts) * 1.1 * tests,
             "from scratch": (setting.supernet_epochs + setting.epochs) * cut + tests,
@@ -307,13 +310,23 @@ class Bench:
         solved = torch.linalg.solve(gram, x.T @ (F.one_hot(y, 10).double() - 0.1))
         return float(((tx @ solved).argmax(1) == ty).double().mean())
 
+    def alone(self, key: str, epochs: int) -> nn.Module:
+        """The network, trained as it is for some epochs."""
+        recipe, whole = Recipe(**self.recipe(epochs)), self.fresh()
+        return self.train(key, whole, recipe, plain_step(whole, recipe))
+
     def supernet(self, sort: str) -> nn.Module:
-        model = self.sorted(sort)
+        epochs = self.setting.supernet_epochs
+        if sort == "mixed":
+            model = self.sorted("first-order", self.alone("supernet-mixed-plain", PLAIN_EPOCHS).eval())
+            epochs -= PLAIN_EPOCHS
+        else:
+            model = self.sorted(sort)
         cost, rng = autoslim.MacCost(self.space), random.Random(0)
         sampled = statistics.mean(cost(self.space.sample(rng)) for _ in range(200))
         whole = cost(self.space.full())
         self.known["macs of a sandwich"] = (whole + cost(self.space.smallest()) + 2 * sampled) / whole
-        recipe = SupernetRecipe(**self.recipe(self.setting.supernet_epochs))
+        recipe = SupernetRecipe(**self.recipe(epochs))
         supernet = autoslim.Supernet(model, self.space)
         self.train(f"supernet-{sort}", supernet, recipe, sandwich_step(supernet, recipe))
         if self.record(f"supernet/{sort}") is None:
@@ -369,10 +382,8 @@ class Bench:
                 self.cut_net(f"found from scratch/{budget:.0%}", scratch, epochs, scratch=True)
 
     def whole(self) -> nn.Module:
-        """The network fine-tuned as it is."""
-        recipe = Recipe(**self.recipe(self.setting.supernet_epochs))
-        whole = self.fresh()
-        self.train("whole", whole, recipe, plain_step(whole, recipe))
+        """The network fine-tuned as it is, and how good it is."""
+        whole = self.alone("whole", self.setting.supernet_epochs)
         if self.record("whole") is None:
             self.keep("whole", accuracy=self.accuracy(whole), macs=macs_of(whole, self.example))
         return whole
@@ -479,7 +490,7 @@ def main() -> None:
     parser.add_argument("--estimate", action="store_true", help="say how long it would take, and stop")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--only", choices=("look", "l1", "none", "torch-pruning", "plain"), help="one part of it")
+    parser.add_argument("--only", choices=("look", *SORTS, "torch-pruning", "plain"), help="one part of it")
     parser.add_argument("--data", type=Path, default=Path("~/.cache/autoslim-data").expanduser())
     parser.add_argument("--runs", type=Path, default=ROOT / "runs")
     parser.add_argument("--results", type=Path, default=RESULTS)

@@ -21,6 +21,7 @@ LAYERS = [
     ["shortcuts", "recorder", "rules", "lifetimes", "tracing"],
     [
         "distributed",
+        "lending",
         "losses",
         "supernet",
         "switchable",

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import gc
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 import nets
 from autoslim import Judge, MacCost, RacingJudge, ReuseJudge, Supernet, Widths, greedy_slim, trace
-from autoslim.calibrate import batch_statistics
+from autoslim.calibrate import batch_statistics, recalibrate_batchnorm
 from autoslim.errors import ConfigError
-from autoslim.judge import negative_loss
+from autoslim.judge import evaluate, negative_loss
 from autoslim.reuse import Diverged, Reuse
 from autoslim.slicing import run_subnet
 from autoslim.space import ChannelSpace
@@ -62,6 +63,201 @@ def test_a_pass_that_reuses_what_was_kept_gives_what_a_whole_pass_gives(name: st
                 _assert_same(reuse.run(kept, group, candidate, y), _whole(net, space, candidate, y))
         assert all(torch.equal(tensor, before[key]) for key, tensor in net.state_dict().items())
     assert compared or not groups
+
+
+HARD_CODED = {"written_in_place", "hard_coded_view", "lists_and_keywords"}  # the number of samples, or no batches
+
+
+@pytest.mark.parametrize("name", sorted({*nets.MENAGERIE} - HARD_CODED))
+def test_plans_hold_for_any_number_of_samples(name: str) -> None:
+    """More than they were found with, also where samples and channels are one axis."""
+    net, few = make(name)
+    x = tree_map(_seven, few)
+    space = trace(net, x).with_choices(bins=4, divisor=1)
+    with torch.no_grad(), batch_statistics(net):
+        reuse = Reuse(net, space, x)
+        groups = [group for group in space.groups if reuse.plan(group) is not None]
+        widths = space.full()
+        candidates = {g: c for g in groups if (c := space.narrowed(widths, g)) is not None}
+        _, kept = reuse.keep(widths, x, candidates)
+        for group, candidate in candidates.items():
+            for _ in range(2):  # by its code, and as it was written down
+                _assert_same(reuse.run(kept, group, candidate, x), _whole(net, space, candidate, x))
+
+
+def _seven(leaf: Any) -> Any:
+    if not isinstance(leaf, Tensor) or leaf.ndim == 0:
+        return leaf
+    return torch.cat([_others(leaf) if number % 2 else leaf for number in range(7)])[:7]
+
+
+class _Folded(nn.Module):
+    """Makes samples and channels one axis in the middle, in one way or another."""
+
+    def __init__(self, fold: Callable[[Tensor, nn.Module], Tensor]) -> None:
+        super().__init__()
+        self.fold = fold
+        self.one, self.two, self.three = nets.conv(3, 8), nets.conv(8, 8), nets.conv(8, 8)
+        self.norm, self.scales = nn.InstanceNorm2d(8, affine=True), nn.Parameter(torch.rand(8))
+        self.kernels = nn.Linear(8, 8 * 9)
+        self.register_buffer("blur", torch.ones(1, 1, 3, 3) / 9)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.three(self.two(self.fold(self.one(x), self)) + 1).mean((2, 3)))
+
+
+def _blurred(x: Tensor, net: Any) -> Tensor:
+    n, c, h, w = x.shape
+    return F.conv2d(x.reshape(n * c, 1, h, w), net.blur, padding=1).view(n, c, h, w)
+
+
+def _by_its_own_kernels(x: Tensor, net: Any) -> Tensor:
+    n, c, h, w = x.shape
+    kernels = net.kernels(x.mean((2, 3))).view(n * c, 1, 3, 3)
+    return F.conv2d(x.reshape(1, n * c, h, w), kernels, padding=1, groups=n * c).view(n, c, h, w)
+
+
+FOLDS: dict[str, Callable[[Tensor, Any], Tensor]] = {
+    "instance norm": lambda x, net: net.norm(x),
+    "batch norm of one": lambda x, net: F.batch_norm(x.reshape(1, -1, 8, 8), None, None, training=True).view_as(x),
+    "images of channels": _blurred,
+    "repeated scales": lambda x, net: x * net.scales.repeat(len(x)).view(len(x), -1, 1, 1),
+    "samples within channels": lambda x, net: (
+        F.relu(x.transpose(0, 1).flatten(0, 1)).unflatten(0, (-1, len(x))).transpose(0, 1)
+    ),
+    "kernels of each sample": _by_its_own_kernels,
+}
+
+
+@pytest.mark.parametrize("fold", FOLDS)
+def test_judges_agree_where_samples_are_folded_into_channels(fold: str) -> None:
+    torch.manual_seed(0)
+    net = _Folded(FOLDS[fold])
+    batches = [(torch.randn(size, 3, 8, 8), torch.randint(0, 5, (size,))) for size in (20, 20, 13)]
+    supernet = Supernet(net, trace(net, batches[0][0]).with_choices(bins=4, divisor=2, min_ratio=0.25))
+    _assert_judges_agree(supernet, batches)
+
+
+def _assert_judges_agree(supernet: Supernet, batches: Sequence[tuple[Any, Any]], score: Any = "loss") -> None:
+    """On all candidates of each step of a whole walk; with plans for every group that has one."""
+    space, exact = supernet.space, Judge(supernet, batches, score)
+    quick = [ReuseJudge(supernet, batches, score), RacingJudge(supernet, batches, score, confidence=1)]
+    widths, rng = space.full(), random.Random(0)
+    while candidates := {g: c for g in space.groups if (c := space.narrowed(widths, g)) is not None}:
+        expected = {group: exact(candidate) for group, candidate in candidates.items()}
+        for judge in quick:
+            found = {group: each for group, (each, _) in judge.compare(widths, candidates).items()}
+            assert found == pytest.approx(expected, rel=1e-5, abs=1e-7)
+        widths = candidates[rng.choice([*candidates])]
+
+
+class _Scaled(nn.Module):
+    """Its own code scales by a number that depends on a width, where nothing but that is computed anew."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.one, self.two, self.three = nn.Conv2d(3, 16, 3, 1, 1), nn.Conv2d(16, 16, 3, 1, 1), nn.Conv2d(16, 16, 1)
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.one(x))
+        width = self.two.out_channels if self.kind == "attribute" else x.shape[1]
+        if self.kind == "tensor":
+            x = x * torch.tensor(2.0 if width > 10 else 0.5, dtype=x.dtype)
+        else:
+            x = F.leaky_relu(x - 0.1, 0.5 if width > 10 else 0.1)
+        return self.head(F.relu(self.three(F.relu(self.two(x)))).mean((2, 3)))
+
+
+@pytest.mark.parametrize("kind", ["shape", "attribute", "tensor"])
+def test_judges_agree_where_a_number_in_the_code_depends_on_a_width(kind: str) -> None:
+    torch.manual_seed(0)
+    net = _Scaled(kind)
+    batches = [(torch.randn(12, 3, 8, 8), torch.randint(0, 5, (12,))) for _ in range(3)]
+    supernet = Supernet(net, trace(net, batches[0][0]).with_choices(bins=6, divisor=2, min_ratio=0.25))
+    _assert_judges_agree(supernet, batches)
+
+
+class _Remembering(nn.Module):
+    """Makes a constant for each number of channels once, and keeps it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.head = nets.conv(3, 12), nets.conv(12, 12), nn.Linear(12, 5)
+        self.known: dict[Any, Tensor] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.one(x)
+        key = (x.shape[1], x.dtype, x.device)
+        if key not in self.known:
+            self.known[key] = torch.arange(x.shape[1], dtype=x.dtype, device=x.device).view(1, -1, 1, 1) / 10
+        return self.head(self.two(x + self.known[key]).mean((2, 3)))
+
+
+class _Writing(nn.Module):
+    """Normalises its images in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nets.conv(3, 12), nets.conv(12, 12), *nets.head(12))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x.sub_(0.2).mul_(0.8))
+
+
+@pytest.mark.parametrize("kind", [_Remembering, _Writing])
+def test_judges_agree_on_nets_that_keep_or_change_things(kind: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    net = kind()
+    batches = [(torch.randn(12, 3, 8, 8), torch.randint(0, 5, (12,))) for _ in range(3)]
+    before = [images.clone() for images, _ in batches]
+    supernet = Supernet(net, trace(net, torch.randn(2, 3, 8, 8)).with_choices(bins=4, divisor=2, min_ratio=0.25))
+    _assert_judges_agree(supernet, batches)
+    assert evaluate(net, batches) == evaluate(net, batches)
+    recalibrate_batchnorm(net, [images for images, _ in batches])
+    assert all(torch.equal(images, old) for (images, _), old in zip(batches, before, strict=True))
+
+
+@pytest.mark.parametrize("form", [dict, tuple, list])
+def test_targets_of_several_heads_weigh_batches_by_their_samples(form: Callable[[Any], Any]) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nets.conv(3, 12), nets.conv(12, 12), *nets.head(12))
+    batches = [(torch.randn(size, 3, 8, 8), torch.randint(0, 5, (size,))) for size in (20, 20, 6)]
+
+    def score(output: Tensor, targets: Any) -> Tensor:
+        labels = targets["labels"] if isinstance(targets, dict) else targets[0]
+        return negative_loss(output, labels)
+
+    several = [(images, form({"labels": labels, "masks": labels}.items() if form is dict else [labels, labels]))
+               for images, labels in batches]  # fmt: skip
+    supernet = Supernet(net, trace(net, batches[0][0]).with_choices(bins=4, divisor=2, min_ratio=0.25))
+    widths = supernet.space.smallest()
+    assert Judge(supernet, several, score)(widths) == pytest.approx(Judge(supernet, batches)(widths), abs=1e-6)
+    assert evaluate(net, several, score) == pytest.approx(evaluate(net, batches, negative_loss), abs=1e-6)
+    path, expected = (
+        [*greedy_slim(supernet.space, judge, MacCost(supernet.space), ["50%"])]
+        for judge in (RacingJudge(supernet, several, score), RacingJudge(supernet, batches))
+    )
+    assert path == expected
+
+
+@pytest.mark.parametrize(
+    ("score", "message"),
+    [
+        (lambda output, targets: output[:, :1], r"shape \(100,\), or their mean; got shape \(100, 1\); take the mean"),
+        (lambda output, targets: output[:3, 0], r"shape \(100,\), or their mean; got shape \(3,\)$"),
+        (lambda output, targets: float(output.mean()), "must be a tensor, .* got a float"),
+    ],
+)
+@pytest.mark.parametrize("kind", [Judge, ReuseJudge, RacingJudge])
+def test_scores_that_cannot_be(kind: type[Judge], score: Any, message: str) -> None:
+    supernet, batches = _supernet()
+    with pytest.raises(ConfigError, match=message):
+        next(greedy_slim(supernet.space, kind(supernet, batches, score), MacCost(supernet.space), ["50%"]))
+    with pytest.raises(ConfigError, match=message):
+        evaluate(supernet.model, batches, score)
 
 
 def _others(leaf: Any) -> Any:

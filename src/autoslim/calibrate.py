@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from autoslim.errors import DataError, SpaceError
+from autoslim.lending import Lender
 from autoslim.switchable import SwitchableNet
 from autoslim.tracing import split_input
 
@@ -41,11 +42,12 @@ def recalibrate_batchnorm(model: nn.Module, batches: Iterable[Any]) -> None:
     layers = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
     modes = {module: module.training for module in model.modules()}
     momenta = {layer: layer.momentum for layer in layers}
+    lender = Lender()
     try:
         model.eval()
         with torch.no_grad():
-            for layer, calls in _execution_order(model, layers, batches[0]):
-                _measure(model, layer, calls, batches)
+            for layer, calls in _execution_order(model, layers, batches[0], lender):
+                _measure(model, layer, calls, batches, lender)
     finally:
         for layer in layers:
             layer.momentum = momenta[layer]
@@ -92,7 +94,9 @@ def _is_labelled(batch: Any) -> bool:
     return len(batch) == 2 and isinstance(batch[1], Tensor) and not batch[1].is_floating_point()
 
 
-def _execution_order(model: nn.Module, layers: list[_BatchNorm], batch: Any) -> list[tuple[_BatchNorm, int]]:
+def _execution_order(
+    model: nn.Module, layers: list[_BatchNorm], batch: Any, lender: Lender
+) -> list[tuple[_BatchNorm, int]]:
     """The layers as they are reached, with how often a forward pass calls each."""
     calls: dict[_BatchNorm, int] = {}
 
@@ -102,14 +106,14 @@ def _execution_order(model: nn.Module, layers: list[_BatchNorm], batch: Any) -> 
 
     handles = [layer.register_forward_pre_hook(count) for layer in layers]
     try:
-        _forward(model, batch)
+        _forward(model, batch, lender)
     finally:
         for handle in handles:
             handle.remove()
     return list(calls.items())
 
 
-def _measure(model: nn.Module, layer: _BatchNorm, calls: int, batches: list[Any]) -> None:
+def _measure(model: nn.Module, layer: _BatchNorm, calls: int, batches: list[Any], lender: Lender) -> None:
     """Pool mean and variance of what reaches `layer` over all batches (Chan et al. 1979), and store them."""
     mean = square = torch.zeros((), dtype=torch.float64)
     count, seen = 0, 0
@@ -140,7 +144,7 @@ def _measure(model: nn.Module, layer: _BatchNorm, calls: int, batches: list[Any]
         for batch in batches:
             seen = 0
             try:
-                _forward(model, batch)
+                _forward(model, batch, lender)
             except _Reached:
                 continue
     finally:
@@ -152,6 +156,7 @@ def _measure(model: nn.Module, layer: _BatchNorm, calls: int, batches: list[Any]
         layer.num_batches_tracked.fill_(len(batches))
 
 
-def _forward(model: nn.Module, batch: Any) -> None:
-    args, kwargs = split_input(batch)
-    model(*args, **kwargs)
+def _forward(model: nn.Module, batch: Any, lender: Lender) -> None:
+    with lender.lent(batch) as own:
+        args, kwargs = split_input(own)
+        model(*args, **kwargs)

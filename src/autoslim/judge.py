@@ -15,8 +15,9 @@ from torch.utils._pytree import tree_leaves
 
 from autoslim.batching import KEPT_BYTES
 from autoslim.calibrate import batch_statistics
-from autoslim.distributed import World, gathered, world
+from autoslim.distributed import World, gathered, samples_of, world
 from autoslim.errors import ConfigError, DataError, RunError, nearest
+from autoslim.lending import Lender
 from autoslim.race import looks, outraced
 from autoslim.reuse import Diverged, Reuse
 from autoslim.screening import promising
@@ -76,13 +77,14 @@ class Judge:
         if not self.batches:
             raise DataError("the search needs held-out images, and there is none")
         self._also_of: dict[Widths, tuple[float, int]] = {}  # of the nets judged last: second score, and samples seen
+        self._lender = Lender()
 
     def __call__(self, widths: Widths) -> float:
         """Mean score of the net of these widths."""
         found = _Sums()
         with self._modes():
             own = {
-                number: self._measured(self._whole(widths, inputs), targets)
+                number: self._measured(self._whole(widths, inputs), inputs, targets)
                 for number, (inputs, targets) in enumerate(self.batches)
                 if number % self.world.size == self.world.rank
             }
@@ -100,9 +102,10 @@ class Judge:
         self._also_of.clear()
         return found
 
-    def _measured(self, output: Any, targets: Any) -> _Measured:
-        also = 0.0 if self.also is None else float(self.also(output, targets).double().mean())
-        return _Measured(self.score(output, targets).detach().double().cpu(), also, len(targets))
+    def _measured(self, output: Any, inputs: Any, targets: Any) -> _Measured:
+        count = count_of(inputs, targets)
+        also = 0.0 if self.also is None else float(_checked(self.also(output, targets), count).double().mean())
+        return _Measured(_checked(self.score(output, targets), count).detach().double().cpu(), also, count)
 
     def _of_all(self, own: Mapping[int, T]) -> list[tuple[int, T]]:
         """What all processes found, each for batches of its own by their number, in the order of the batches."""
@@ -111,8 +114,9 @@ class Judge:
         return sorted((item for part in gathered(dict(own)) for item in part.items()), key=lambda item: item[0])
 
     def _whole(self, widths: Widths, inputs: Any) -> Any:
-        args, kwargs = split_input(inputs)
-        return run_subnet(self.supernet.model, self.supernet.space, widths, args, kwargs)
+        with self._lender.lent(inputs) as own:
+            args, kwargs = split_input(own)
+            return run_subnet(self.supernet.model, self.supernet.space, widths, args, kwargs)
 
     @contextmanager
     def _modes(self) -> Iterator[None]:
@@ -217,10 +221,10 @@ class ReuseJudge(Judge):
         now, outputs = self._outputs(widths, candidates, inputs)
         measured: dict[str | None, _Measured] = {}
         if number < len(known):
-            measured[None] = _Measured(known[number], 0.0, len(targets))
+            measured[None] = _Measured(known[number], 0.0, len(known[number]))
         elif savings is not None or self.compares_with_now:
-            measured[None] = self._measured(now(), targets)
-        return measured | {group: self._measured(output, targets) for group, output in outputs}
+            measured[None] = self._measured(now(), inputs, targets)
+        return measured | {group: self._measured(output, inputs, targets) for group, output in outputs}
 
     @staticmethod
     def _take(measured: Mapping[str | None, _Measured], found: Mapping[str, _Sums], now: _Sums) -> None:
@@ -243,22 +247,24 @@ class ReuseJudge(Judge):
         reused = self._reused(widths, candidates, inputs)
         now = kept = None
         record = bool(reused) and len(self.batches) > 1 and self._may_record(reused, widths, inputs)
-        with suppress(Diverged):
-            now, kept = self.reuse.keep(widths, inputs, reused, record=record) if reused else (None, None)
+        if reused:
+            with suppress(Diverged), self._lender.lent(inputs) as own:
+                now, kept = self.reuse.keep(widths, own, reused, record=record)
 
         def outputs() -> Iterator[tuple[str, Any]]:
             for group, candidate in candidates.items():
                 output = None
                 if kept is not None and group in reused:
-                    with suppress(Diverged):  # its path depends on the widths: as a whole, then
-                        output = self.reuse.run(kept, group, candidate, inputs, record=record)
+                    # its path depends on the widths: as a whole, then
+                    with suppress(Diverged), self._lender.lent(inputs) as own:
+                        output = self.reuse.run(kept, group, candidate, own, record=record)
                 yield group, self._whole(candidate, inputs) if output is None else output
 
         return lambda: self._whole(widths, inputs) if now is None else now, outputs()
 
     def _may_record(self, groups: Iterable[str], widths: Widths, inputs: Any) -> bool:
         """Is there memory for all results of a pass beside those kept? In large passes Python takes little."""
-        samples = next(leaf.shape[0] for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor) and leaf.ndim)
+        samples = samples_of(inputs)
         results = (*range(len(self.reuse.results)), *self.reuse.needed(groups))
         return self.reuse.bytes_needed(results, widths, samples) <= self.keep_bytes
 
@@ -267,7 +273,7 @@ class ReuseJudge(Judge):
         if not self.keep_bytes:
             return set()
         plans = {group: plan for group in candidates if (plan := self.reuse.plan(group)) is not None}
-        samples = next(leaf.shape[0] for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor) and leaf.ndim)
+        samples = samples_of(inputs)
         reused, needed = set[str](), frozenset[int]()
         for group in sorted(plans, key=lambda group: plans[group].share):
             together = needed | plans[group].needed
@@ -313,7 +319,7 @@ class RacingJudge(ReuseJudge):
         if not 0 < confidence <= 1:
             raise ConfigError(f"confidence must lie above 0 and at most at 1, got {confidence}")
         self.confidence = confidence
-        self._sizes = [len(targets) for _, targets in self.batches]
+        self._sizes = [count_of(inputs, targets) for inputs, targets in self.batches]
         self._looks = looks(len(self.batches))
         self._gained: dict[str, Tensor] = {}  # by group: (N,), score less that of the net it was a candidate of
         self._seen: list[str] = []  # the groups looked at on all samples in the last step
@@ -432,6 +438,28 @@ class _Sums:
         return len(self._parts)
 
 
+def count_of(inputs: Any, targets: Any) -> int:
+    """How many samples a batch has; its targets may be those of several heads, and its inputs a list of images."""
+    if isinstance(inputs, (Tensor, list)):
+        return len(inputs)
+    if isinstance(targets, Tensor):
+        return len(targets)
+    is_told = any(isinstance(leaf, Tensor) and leaf.ndim for leaf in tree_leaves(inputs))
+    return samples_of(inputs) if is_told else len(targets)
+
+
+def _checked(score: Any, count: int) -> Tensor:
+    """A score as it may be; `ConfigError` for anything else."""
+    if not isinstance(score, Tensor):
+        raise ConfigError(f"a score must be a tensor, a number per sample or their mean; got a {type(score).__name__}")
+    if score.ndim and score.shape != (count,):
+        raise ConfigError(
+            f"a score must be a number per sample, of shape ({count},), or their mean; got shape {tuple(score.shape)}"
+            + ("; take the mean over its other dimensions: .flatten(1).mean(1)" if len(score) == count else "")
+        )
+    return score
+
+
 def make_judge(
     kind: str,
     supernet: Supernet,
@@ -465,14 +493,17 @@ def evaluate(model: nn.Module, batches: Iterable[tuple[Any, Any]], score: Score 
     A score is a number per sample, or their mean.
     """
     modes = {module: module.training for module in model.modules()}
-    total, count = 0.0, 0
+    total, count, lender = 0.0, 0, Lender()
     try:
         model.eval()
         with torch.no_grad():
             for inputs, targets in batches:
-                args, kwargs = split_input(inputs)
-                total += float(score(model(*args, **kwargs), targets).double().mean()) * len(targets)
-                count += len(targets)
+                size = count_of(inputs, targets)
+                with lender.lent(inputs) as own:
+                    args, kwargs = split_input(own)
+                    found = _checked(score(model(*args, **kwargs), targets), size)
+                total += float(found.double().mean()) * size
+                count += size
     finally:
         for module, mode in modes.items():
             module.training = mode

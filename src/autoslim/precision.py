@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from autoslim.calibrate import batch_statistics
-from autoslim.judge import Score
+from autoslim.judge import Score, count_of
 from autoslim.slicing import copy_module, run_subnet
 from autoslim.supernet import Supernet
 from autoslim.tracing import split_input
@@ -64,7 +64,7 @@ def rounding_of(supernet: Supernet, low: Supernet, batches: Sequence[tuple[Any, 
     exact = torch.stack([_scores(supernet, net, inputs, targets, score) for net in candidates])
     lowered_ = lowered_inputs(inputs, next(low.parameters()).dtype)
     rounded = torch.stack([_scores(low, net, lowered_, targets, score) for net in candidates])
-    count = sum(len(targets) for _, targets in batches)
+    count = sum(count_of(*batch) for batch in batches)
     among = exact - exact.mean(0)  # what all nets find hard is no difference between them
     chance = float(among.var(1).mean().sqrt()) * (2 / count) ** 0.5
     return Rounding(float((rounded - exact).mean(1).std()) * 2**0.5, chance)

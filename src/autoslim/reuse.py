@@ -8,10 +8,10 @@ precision, so that it holds for any operator; what does not come out equal is co
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from math import prod
 from typing import Any
 
@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
+from autoslim.distributed import samples_of
 from autoslim.lifetimes import is_silent
 from autoslim.replay import Make, Program, Recording, Written, flat, plain_of, shapes_of
 from autoslim.slicing import active_tensors, copy_module, cut, run_subnet
@@ -28,6 +29,7 @@ from autoslim.space import Axis, ChannelSpace, Widths
 from autoslim.tracing import Result, results_of, split_input, tensors_in
 
 _SAMPLES = 3  # so few that it is quick, and enough for statistics of a batch to be of use
+_OTHER_SAMPLES = 4  # what was found out on so many is proven on others: samples may be folded into an axis
 _EQUAL = 1e-9
 _WRITTEN = 10  # memory is slow: to write an element takes as long as about so many products
 
@@ -43,6 +45,8 @@ class Plan:
     computed: frozenset[int]  # operators, by their place in the pass
     needed: frozenset[int]
     share: float  # of the work of a whole pass that is left
+    # by operator: which of its arguments that are no tensors, as the sizes of a view, are others in the narrower net
+    follows: Mapping[int, frozenset[int]] = field(default_factory=dict, hash=False)
 
 
 @dataclass
@@ -98,6 +102,7 @@ class Reuse:
         self._kept: list[tuple[frozenset[int], Program, Kept]] = []  # whole passes at these widths
         self._cut: dict[tuple[str, tuple[int, ...]], Tensor] = {}
         self.results: list[Result] = []
+        self.samples = _SAMPLES  # that the axes of `results` were found with
         self.overwritten = set[int]()  # results that a later operator of the pass writes into
         try:
             self._finding = _Finding(self, example)
@@ -130,8 +135,12 @@ class Reuse:
         """The output at `widths`, and what the candidates of `groups` need of the pass.
 
         With `record`, the pass is written down the first time, for which all its results are kept until it ends, and
-        from then on run without the code of the model.
+        from then on run without the code of the model. Raises `Diverged` where that cannot be done.
         """
+        with _diverging():
+            return self._keep(widths, inputs, groups, record)
+
+    def _keep(self, widths: Widths, inputs: Any, groups: Iterable[str], record: bool) -> tuple[Any, Kept]:
         self._bind(widths)
         needed, shapes = self.needed(groups), shapes_of(inputs)
         for given, known, first in self._kept:
@@ -156,8 +165,13 @@ class Reuse:
 
         The first time, with `record`, the operators that are computed are written down, for which all results of this
         one pass are kept until it ends; from then on they are run without the code of the model. At other widths of
-        the other groups too, unless that code looks at sizes of tensors, by which its path may depend on widths.
+        the other groups too, unless that code looks at sizes of tensors, by which its path may depend on widths. Raises
+        `Diverged` where the plan does not hold for these inputs and widths: run it as a whole.
         """
+        with _diverging():
+            return self._run(kept, group, widths, inputs, record)
+
+    def _run(self, kept: Kept, group: str, widths: Widths, inputs: Any, record: bool) -> Any:
         self._bind(kept.widths)
         shapes = shapes_of(inputs)
         bound = self._bound.setdefault((group, widths[group]), [])
@@ -226,20 +240,29 @@ class Reuse:
         """Memory that results of operators take at `widths`, for so many samples."""
         results = (axes for index in needed for axes in self.results[index].axes)
         elements = sum(prod(axis.kept(widths) for axis in axes) for axes in results)
-        return elements * itemsize * samples // _SAMPLES
+        return elements * itemsize * samples // self.samples
 
     def pass_of(
         self,
         model: nn.Module,
         widths: Widths,
         inputs: Any,
-        mode: TorchDispatchMode | None,
+        mode: AbstractContextManager[Any] | None,
         given: Mapping[str, Tensor] | None = None,
     ) -> Any:
         """The output of a model with the tensors of this one, cut or as `given`, under a mode."""
         args, kwargs = split_input(inputs)
         with torch.no_grad():
             return run_subnet(model, self.space, widths, args, kwargs, given, mode)
+
+
+@contextmanager
+def _diverging() -> Iterator[None]:
+    """An operator that fails on what a plan gives it says that the plan does not hold."""
+    try:
+        yield
+    except (RuntimeError, AssertionError) as error:  # what fails as a whole too will say so there
+        raise Diverged(str(error)) from error
 
 
 # --- finding out -------------------------------------------------------------------------------------------------
@@ -251,7 +274,10 @@ class _Finding:
     def __init__(self, reuse: Reuse, example: Any) -> None:
         self.reuse, self.space = reuse, reuse.space
         self.model = _random_copy(reuse.model)
-        self.inputs = tree_map(_few_random, example)
+        self.inputs, self.other_inputs = (
+            tree_map(partial(_few_random, count=count), example) for count in (_SAMPLES, _OTHER_SAMPLES)
+        )
+        reuse.samples = samples_of(self.inputs)
         reuse.results = results_of(self.model, self.space, self)
         self._low, self._higher = (  # narrow nets are quick; at these widths each group can go one choice down
             Widths((g.name, g.choices[min(place, len(g.choices) - 1)]) for g in self.space.groups.values())
@@ -260,9 +286,12 @@ class _Finding:
         self._passes = [self._first(self._low)]
 
     def reads_sizes(self) -> bool:
-        """Does the model's code look at sizes that may depend on widths, and so, perhaps, do other things then?"""
+        """Does the model's code look at sizes that may depend on widths, and so, perhaps, do other things then?
+
+        Sizes of tensors, or `out_channels` and the like of layers.
+        """
         with _SizesRead() as sizes:
-            self._run(self._low, None)
+            self._run(self._low, _watched_attributes(self.model, self.space, sizes))
         return bool(sizes.are_read)
 
     def plan(self, group: str) -> Plan | None:
@@ -270,7 +299,10 @@ class _Finding:
         plan = self._found(group)
         if plan is not None and not self._holds(group, plan):
             if len(self._passes) == 1:
-                self._passes.append(self._first(self._higher))
+                try:
+                    self._passes.append(self._first(self._higher))
+                except (RuntimeError, Diverged):  # other operators there, where a result was kept from another pass
+                    return None
             plan = self._found(group)  # what differs at either width
             plan = plan if plan is not None and self._holds(group, plan) else None
         return plan
@@ -283,18 +315,23 @@ class _Finding:
 
     def on(self, model: nn.Module, *modes: Any) -> Any:
         """A pass under modes."""
-        args, kwargs = split_input(self.inputs)
+        args, kwargs = split_input(
+            tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, self.inputs)
+        )
         with ExitStack() as stack:
             stack.enter_context(torch.no_grad())
             for mode in filter(None, modes):
                 stack.enter_context(mode)
             return model(*args, **kwargs)
 
-    def _run(self, widths: Widths, mode: TorchDispatchMode | None) -> Any:
-        return self.reuse.pass_of(self.model, widths, self.inputs, mode)
+    def _run(self, widths: Widths, mode: AbstractContextManager[Any] | None, inputs: Any = None) -> Any:
+        inputs = self.inputs if inputs is None else inputs
+        own = tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, inputs)  # it may change them
+        return self.reuse.pass_of(self.model, widths, own, mode)
 
     def _found(self, group: str) -> Plan | None:
         computed, needed = set[int](), set[int]()
+        follows: dict[int, frozenset[int]] = {}
         for first in self._passes:
             widths = self.space.narrowed(first.widths, group)
             if widths is None:
@@ -307,11 +344,13 @@ class _Finding:
             if mode.is_entangled:
                 return None
             computed |= mode.computed
+            follows |= {index: places | follows.get(index, frozenset()) for index, places in mode.follows.items()}
             needed |= mode.needed
         if not needed - computed:
             return None
         work = [result.macs + _WRITTEN * result.written for result in self.reuse.results]
-        return Plan(frozenset(computed), frozenset(needed - computed), sum(work[i] for i in computed) / sum(work))
+        share = sum(work[i] for i in computed) / sum(work)
+        return Plan(frozenset(computed), frozenset(needed - computed), share, follows)
 
     def _holds(self, group: str, plan: Plan) -> bool:
         """Proof, not hope: does a pass by the plan give what a whole pass gives?"""
@@ -321,13 +360,13 @@ class _Finding:
         self.reuse._plans[group] = plan
         try:
             keeping = _Keeping(self.reuse, self._higher, plan.needed)
-            self._run(self._higher, keeping)
-            given = self._run(widths, _Reusing(self.reuse, keeping.kept, group, widths))
+            self._run(self._higher, keeping, self.other_inputs)
+            given = self._run(widths, _Reusing(self.reuse, keeping.kept, group, widths), self.other_inputs)
         except (RuntimeError, Diverged, AssertionError):
             return False
         finally:
             self.reuse._plans[group] = None
-        pairs = zip(tensors_in(given), tensors_in(self._run(widths, None)), strict=True)
+        pairs = zip(tensors_in(given), tensors_in(self._run(widths, None, self.other_inputs)), strict=True)
         return all(_same(one, other) for one, other in pairs)
 
 
@@ -346,10 +385,10 @@ def _random_copy(model: nn.Module) -> nn.Module:
     return copy_module(model, convert)
 
 
-def _few_random(leaf: Any) -> Any:
+def _few_random(leaf: Any, count: int) -> Any:
     if not isinstance(leaf, Tensor) or leaf.ndim == 0:
         return leaf
-    few = leaf[:_SAMPLES]
+    few = leaf[:count]
     if not leaf.is_floating_point():
         return few
     draw = torch.randn(few.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -401,6 +440,8 @@ class _Comparing(_InOrder):  # type: ignore[no-untyped-call]
         self.widths, self.first = widths, first
         self.results: list[Any] = []
         self.reads: list[list[Any]] = []  # by each operator: shapes of tensors, and plain arguments
+        self.plain: list[tuple[Any, ...]] = []
+        self.follows: dict[int, frozenset[int]] = {}
         self.overwritten = set[int]()  # results that a later operator writes into
         self.computed = set[int]()
         self.needed = set[int]()
@@ -431,8 +472,11 @@ class _Comparing(_InOrder):  # type: ignore[no-untyped-call]
                     if made is not None and place not in self._differs:
                         self.needed.add(made)
                         self.is_entangled |= self._written[place] > made
+            elif changed := _changed(self.first.plain[index], _plain(func, args, kwargs)):
+                self.follows[index] = changed
         else:
             self.reads.append(reads)
+            self.plain.append(_plain(func, args, kwargs))
             self.results.append(tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, result))
         for leaf in writes:
             self.overwritten |= self._made_at.get(_place(leaf), set())
@@ -470,7 +514,7 @@ class _Comparing(_InOrder):  # type: ignore[no-untyped-call]
         axes = iter(self.reuse.results[index].axes)
         for leaf, whole in zip(leaves, tree_leaves(self.first.results[index]), strict=True):
             if isinstance(leaf, Tensor):
-                expected = _cut_further(whole, next(axes), self.first.widths, self.widths)
+                expected = _cut_further(whole, next(axes), self.first.widths, self.widths, self.reuse.samples)
                 if expected is None or not _same(leaf, expected):
                     return False
             elif leaf != whole:
@@ -499,26 +543,78 @@ def _arguments_written(func: Any) -> list[tuple[int, str]]:
     ]
 
 
+def _plain(func: Any, args: Any, kwargs: Any) -> tuple[Any, ...]:
+    """The arguments of an operator that are no tensors; and the numbers of a tensor that code has just made of some."""
+    if func.overloadpacket.__name__.startswith("lift_fresh") and args[0].numel() <= _FEW:
+        return (str(args[0].tolist()),)
+    return plain_of(args, kwargs)
+
+
+_FEW = 64
+
+
+def _changed(one: tuple[Any, ...], other: tuple[Any, ...]) -> frozenset[int]:
+    """The places at which arguments differ; -1 among them if there are more of one."""
+    differing = {place for place, pair in enumerate(zip(one, other, strict=False)) if not _same(*pair)}
+    return frozenset(differing if len(one) == len(other) else {*differing, -1})
+
+
 def _cut_further(
-    tensor: Tensor, axes: tuple[Axis, ...], before: Mapping[str, int], after: Mapping[str, int]
+    tensor: Tensor, axes: tuple[Axis, ...], before: Mapping[str, int], after: Mapping[str, int], samples: int
 ) -> Tensor | None:
-    """What is left at `after` of a result at `before`; None if it is not as long as its axes say."""
+    """What is left at `after` of a result at `before`; None if it is not as long as its axes say.
+
+    The axes are those of so many `samples`; they may be folded into one that channels lie along.
+    """
     for dim, axis in enumerate(axes):
         if not axis.groups:
             continue
         old = axis.positions(before)
-        if len(old) != tensor.shape[dim]:
-            return None
-        new = axis.positions(after)
-        if len(new) == len(old):
+        if len(old) == tensor.shape[dim]:
+            tensor = _shortened(tensor, dim, old, axis.positions(after))
             continue
-        if isinstance(new, range) and isinstance(old, range):
-            tensor = tensor.narrow(dim, 0, len(new))
-        else:
-            place = {position: at for at, position in enumerate(old)}
-            kept = torch.tensor([place[position] for position in new], device=tensor.device)
-            tensor = tensor.index_select(dim, kept)
+        folded = _folded(axis, samples)
+        if folded is None:
+            return None
+        of_one, place = folded
+        count = of_one.kept(before)
+        if not count or tensor.shape[dim] % count:
+            return None
+        sizes = (-1, count) if place else (count, -1)
+        apart = tensor.reshape(*tensor.shape[:dim], *sizes, *tensor.shape[dim + 1 :])
+        tensor = _shortened(apart, dim + place, of_one.positions(before), of_one.positions(after)).flatten(dim, dim + 1)
     return tensor
+
+
+def _shortened(tensor: Tensor, dim: int, old: Sequence[int], new: Sequence[int]) -> Tensor:
+    if len(new) == len(old):
+        return tensor
+    if isinstance(new, range) and isinstance(old, range):
+        return tensor.narrow(dim, 0, len(new))
+    place = {position: at for at, position in enumerate(old)}
+    kept = torch.tensor([place[position] for position in new], device=tensor.device)
+    return tensor.index_select(dim, kept)
+
+
+@cache
+def _folded(axis: Axis, samples: int) -> tuple[Axis, int] | None:
+    """Of an axis that holds the channels of so many samples: the axis of one, and whether it lies within the samples.
+
+    1 if all channels of a sample are neighbours, 0 if all samples of a channel are; None for anything else.
+    """
+    ranks = [
+        None if span.group is None else (span.group, span.start + index // span.repeat * span.step)
+        for span in axis.spans
+        for index in range(span.size)
+    ]
+    count, left = divmod(len(ranks), samples)
+    if left:
+        return None
+    if ranks == ranks[:count] * samples:
+        return Axis.from_ranks(ranks[:count]), 1
+    if ranks == [rank for rank in ranks[::samples] for _ in range(samples)]:
+        return Axis.from_ranks(ranks[::samples]), 0
+    return None
 
 
 # --- running -----------------------------------------------------------------------------------------------------
@@ -538,7 +634,7 @@ class _Keeping(_InOrder):  # type: ignore[no-untyped-call]
         result = func(*args, **kwargs)
         if self.recording is not None:
             self.recording.ran(func, args, kwargs, written, result)
-        self.kept.plain[index] = plain_of(args, kwargs)
+        self.kept.plain[index] = _plain(func, args, kwargs)
         self.kept.looks[index] = tree_map(lambda leaf: _Look.of(leaf) if isinstance(leaf, Tensor) else leaf, result)
         if index in self.kept.needed:
             copied = index in self.reuse.overwritten
@@ -582,6 +678,35 @@ _SHAPE = torch.Tensor.shape.__get__  # type: ignore[attr-defined]  # a descripto
 _READ_SIZES = (torch.Tensor.numel, torch.Tensor.nelement, torch.Tensor.stride, torch.numel)
 
 
+@contextmanager
+def _watched_attributes(model: nn.Module, space: ChannelSpace, watcher: _SizesRead) -> Iterator[None]:
+    """Numbers such as `out_channels` tell `watcher` when code computes with them, or compares them."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    replaced = []
+    try:
+        for attribute in space.attributes:
+            own = modules[attribute.module].__dict__
+            value = own[attribute.name]
+            if type(value) is int:
+                replaced.append((own, attribute.name, value))
+                own[attribute.name] = _WatchedNumber(value, watcher)
+        yield
+    finally:
+        for own, name, value in replaced:
+            own[name] = value
+
+
+class _WatchedNumber(int):
+    """A number that operators may take; but who computes with it is noticed."""
+
+    watcher: _SizesRead
+
+    def __new__(cls, value: int, watcher: _SizesRead) -> _WatchedNumber:
+        new = super().__new__(cls, value)
+        new.watcher = watcher
+        return new
+
+
 class _WatchedSizes(tuple[int, ...]):
     """Sizes of a tensor, which operators may take; but who looks at one of them, other than the first, is noticed."""
 
@@ -603,16 +728,34 @@ class _WatchedSizes(tuple[int, ...]):
         return tuple.__getitem__(self, key)
 
 
-def _watched(name: str) -> Callable[..., Any]:
-    def method(self: _WatchedSizes, *args: Any) -> Any:
+def _watched(kind: type, name: str) -> Callable[..., Any]:
+    def method(self: Any, *args: Any) -> Any:
         self.watcher.are_read = True
-        return getattr(tuple, name)(self, *args)
+        return getattr(kind, name)(self, *args)
 
     return method
 
 
-for _name in ("iter", "eq", "ne", "lt", "le", "gt", "ge", "add", "mul", "rmul", "contains", "hash", "repr"):
-    setattr(_WatchedSizes, f"__{_name}__", _watched(f"__{_name}__"))
+_COMPARED = ("eq", "ne", "lt", "le", "gt", "ge", "add", "mul", "rmul", "hash", "repr")
+_COMPUTED = (
+    "radd",
+    "sub",
+    "rsub",
+    "floordiv",
+    "rfloordiv",
+    "truediv",
+    "rtruediv",
+    "mod",
+    "rmod",
+    "divmod",
+    "pow",
+    "rpow",
+)
+_OF_NUMBERS = ("neg", "abs", "bool", "float", "index", "int", "round", "and", "or", "xor", "lshift", "rshift", "str")
+for _name in (*_COMPARED, "iter", "contains"):
+    setattr(_WatchedSizes, f"__{_name}__", _watched(tuple, f"__{_name}__"))
+for _name in (*_COMPARED, *_COMPUTED, *_OF_NUMBERS):
+    setattr(_WatchedNumber, f"__{_name}__", _watched(int, f"__{_name}__"))
 
 
 class _Reusing(_InOrder):  # type: ignore[no-untyped-call]
@@ -627,6 +770,10 @@ class _Reusing(_InOrder):  # type: ignore[no-untyped-call]
 
     def ran(self, index: int, func: Any, args: Any, kwargs: Any) -> Any:
         recording, written = self.recording, list(_written_to(func, args, kwargs))
+        if index not in self.plan.computed:
+            changed = _changed(self.kept.plain[index], _plain(func, args, kwargs))
+            if not changed <= self.plan.follows.get(index, frozenset()):
+                raise Diverged(f"{func} as operator {index} with other arguments")
         if index in self.plan.computed or (func.is_view and index not in self.plan.needed):
             result = func(*args, **kwargs)
             if recording is not None:
@@ -656,7 +803,8 @@ class _Reusing(_InOrder):  # type: ignore[no-untyped-call]
 
     def _maker(self, index: int, is_needed: bool) -> Make:
         """What gives the results of an operator for the narrower net: cut from those kept, or just as large."""
-        group, follows = self.group, self.reuse.results[index].axes  # nothing of this pass may outlive it
+        group, samples = self.group, self.reuse.samples  # nothing of this pass may outlive it
+        follows = self.reuse.results[index].axes
 
         def make(source: tuple[Kept, Widths]) -> list[Any]:
             kept, after = source
@@ -667,12 +815,12 @@ class _Reusing(_InOrder):  # type: ignore[no-untyped-call]
                     continue
                 along = next(axes)
                 if is_needed:
-                    part = _cut_further(kept.results[index][number], along, kept.widths, after)
-                    assert part is not None, "the plan was proven"
+                    part = _cut_further(kept.results[index][number], along, kept.widths, after, samples)
+                    assert part is not None, "the plan was proven for fewer samples"
                     made.append(look.blank(part.shape).copy_(part))
                 else:
-                    shape = [
-                        size if group not in axis.groups else axis.kept(after)
+                    shape = [  # in proportion, where samples are folded into it
+                        size if group not in axis.groups else size * axis.kept(after) // axis.kept(kept.widths)
                         for size, axis in zip(look.shape, along, strict=True)
                     ]
                     made.append(look.blank(shape))
