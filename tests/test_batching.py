@@ -103,6 +103,27 @@ def test_the_limit_decides_and_says_what_would_do() -> None:
         fit_batches(ChannelSpace(space.groups), 1e9)
 
 
+@pytest.mark.parametrize(
+    ("memory", "options", "expected"),
+    [
+        (float("nan"), {}, "memory_bytes=nan is no limit in bytes"),
+        (float("inf"), {}, "memory_bytes=inf is no limit in bytes"),
+        (-1.0, {}, "memory_bytes=-1.0 is no limit"),
+        (1e9, {"samples": 0}, "samples=0 is too small; give at least 1"),
+        (1e9, {"batch_size": 0}, "batch_size=0 is too small; give at least 2"),
+        (1e9, {"batch_size": -2}, "batch_size=-2 is too small"),
+        (1e9, {"keep_bytes": -1}, "keep_bytes=-1 is too small"),
+        (1e9, {"element_bytes": 0}, "element_bytes=0 is too small"),
+    ],
+)
+def test_numbers_that_are_none_of_images_or_bytes_are_named(
+    memory: float, options: dict[str, int], expected: str
+) -> None:
+    space = trace(nn.Sequential(nets.conv(3, 12), *nets.head(12)), torch.zeros(1, 3, 16, 16))
+    with pytest.raises(ConfigError, match=expected):
+        fit_batches(space, memory, **options)  # type: ignore[arg-type]
+
+
 def test_a_run_keeps_its_batches(
     config: Path,  # noqa: F811
     in_tmp: Path,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 import autoslim
+from autoslim import errors
 from autoslim.errors import AutoSlimError, ExportError, RunError
 
 NET = f"{Path(__file__).parent / 'small_net.py'}:net"
@@ -109,16 +111,53 @@ def test_onnx_computes_the_same_for_any_batch(tmp_path: Path) -> None:
         verify_onnx(path, subnet, torch.randn(2, 1, 16, 16))
 
 
-def test_a_net_that_onnx_cannot_hold_is_a_clear_error(tmp_path: Path) -> None:
+class Branches(nn.Module):
+    """What it computes depends on values."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * 2 if float(x.sum()) > 0 else x
+
+
+class Distances(nn.Module):
+    """An operator that ONNX has not."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cdist(x, x)
+
+
+def test_a_net_that_cannot_be_exported_is_one_line_with_the_reason(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     pytest.importorskip("onnxscript")
+    example, path = torch.zeros(1, 1, 4, 4), tmp_path / "net"
+    for export, net, text in (
+        (
+            autoslim.export_onnx,
+            Branches(),
+            r"Branches cannot be exported to ONNX: .* values .* \(at test_export.py:\d+\)",
+        ),
+        (
+            autoslim.export_onnx,
+            Distances(),
+            "Distances cannot be exported to ONNX: .*No ONNX function found for .*cdist",
+        ),
+        (autoslim.export_program, Branches(), r"Branches cannot be exported by torch.export: .* values"),
+    ):
+        with pytest.raises(ExportError, match=text) as error:
+            export(net.train(), example, path)
+        assert not {"\n", "\x1b"} & set(str(error.value))
+        assert net.training
+    assert not path.exists()
+    assert capfd.readouterr() == ("", ""), "torch prints the graph"
+    assert not logging.root.manager.disable
 
-    class Branches(nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return x * 2 if float(x.sum()) > 0 else x
 
-    with pytest.raises(ExportError, match="Branches cannot be exported to ONNX"):
-        autoslim.export_onnx(Branches(), torch.zeros(1, 1, 4, 4), tmp_path / "model.onnx")
-    assert not (tmp_path / "model.onnx").exists()
+def test_every_error_for_a_user_has_a_public_name() -> None:
+    kinds = [each for each in vars(errors).values() if isinstance(each, type) and issubclass(each, AutoSlimError)]
+    assert errors.TraceError in kinds
+    for kind in kinds:
+        assert getattr(autoslim, kind.__name__) is kind
+        assert kind.__name__ in autoslim.__all__
 
 
 def test_an_exported_program_computes_the_same(tmp_path: Path) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -78,6 +80,8 @@ def test_a_head_of_the_same_size_is_loaded() -> None:
         lambda state: {"model": {f"module.{key}": value for key, value in state.items()}, "args": {"lr": 0.1}},
         lambda state: {f"_orig_mod.{key}": value for key, value in state.items()},
         lambda state: {key: value.half() for key, value in state.items()},
+        lambda state: {"model": state, "epoch": 3, "rng_state": torch.get_rng_state()},
+        lambda state: {"step": torch.tensor(3), "state_dict": {"model": state, "scale": torch.ones(1)}},
     ],
 )
 def test_state_dicts_as_training_scripts_save_them(tmp_path: Path, wrap: Callable[[Any], Any]) -> None:
@@ -115,6 +119,8 @@ def without(state: dict[str, Tensor], *names: str) -> dict[str, Tensor]:
         (lambda s: {**s, "stem.0.weight": s["stem.0.weight"].to_sparse()}, "'stem.0.weight' is sparse"),
         (lambda s: {**s, "stem.0.weight": s["stem.0.weight"].to("meta")}, "'stem.0.weight' is a meta tensor"),
         (lambda s: {**s, "stem.0.weight": s["stem.0.weight"] * 1j}, "'stem.0.weight' is complex"),
+        (lambda s: {k: v.int() for k, v in s.items()}, r"'stem.0.weight' is of no floating-point type \(torch.int32\)"),
+        (lambda s: {**s, "stem.0.weight": s["stem.0.weight"] > 0}, "'stem.0.weight' is of no floating-point type"),
         (lambda s: {}, "the tensors given holds no tensor at all"),
         (lambda s: {"a.weight": torch.ones(3)}, "has no tensor of the network: it has a.weight, the network stem.0"),
     ],
@@ -183,6 +189,62 @@ def test_damaged_files_are_one_line_each(tmp_path: Path, name: str) -> None:
         load_pretrained(net, tmp_path)
     with pytest.raises(ConfigError, match=f"no file .*; did you mean '{name}'"):
         load_pretrained(net, tmp_path / name.replace("net", "nett"))
+
+
+def test_which_format_a_file_has_is_seen_in_it(tmp_path: Path) -> None:
+    source = trained()
+    save_file(source.state_dict(), tmp_path / "net.safetensors")
+    for name in ("NET.SAFETENSORS", "net.pth", "net"):
+        (tmp_path / name).write_bytes((tmp_path / "net.safetensors").read_bytes())
+        net = small_net.net(classes=7)
+        load_pretrained(net, tmp_path / name)
+        assert torch.equal(net.head.weight, source.head.weight)
+    torch.save(trained(channels=8).state_dict(), tmp_path / "net.safetensors")
+    with pytest.raises(ConfigError, match="of another network"):
+        load_pretrained(net, tmp_path / "net.safetensors")
+
+
+def test_a_checkpoint_that_holds_itself_ends(tmp_path: Path) -> None:
+    checkpoint: dict[str, Any] = {"epoch": 3}
+    checkpoint |= dict.fromkeys(("model", "net", "state_dict"), checkpoint)
+    torch.save(checkpoint, tmp_path / "circle.pth")
+    with pytest.raises(ConfigError, match="no state dict, but a dictionary of epoch, model, net and 1 more"):
+        load_pretrained(small_net.net(), tmp_path / "circle.pth")
+
+
+@pytest.mark.filterwarnings("error")  # torch's own are several lines
+def test_what_is_no_file_of_weights_is_said_to_be_what_it_is(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.save(torch.jit.trace(trained(), torch.zeros(1, 1, 16, 16)), tmp_path / "script.pth")
+    (tmp_path / "page.pth").write_text("<!DOCTYPE html>\n<html>")
+    (tmp_path / "pointer.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1\n")
+    (tmp_path / "image.pth").write_bytes(bytes(range(130, 255)))
+    (tmp_path / "plain.pth").write_bytes(pickle.dumps({"a": [1.0]}, protocol=4))
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {}}')
+    np.savez(tmp_path / "arrays.npz", a=np.ones(3))
+    torch.save(trained().state_dict(), tmp_path / "half.pth")
+    (tmp_path / "half.pth").write_bytes((tmp_path / "half.pth").read_bytes()[:-200])
+    for name, text in (
+        ("script.pth", r"a TorchScript archive.*torch.jit.load\(FILE\).state_dict\(\)"),
+        ("page.pth", "no file of weights, but text that begins '<!DOCTYPE html>'"),
+        ("pointer.safetensors", "no file of weights, but text that begins 'version https://git-lfs"),
+        ("image.pth", "no file of weights; give"),
+        ("plain.pth", "no plain state dict"),
+        ("model.safetensors.index.json", "are an index: .* join those files to one"),
+        ("arrays.npz", "a zip archive, but none that torch.save wrote"),
+        ("half.pth", "damaged or cut short .* download it again"),
+    ):
+        with pytest.raises(ConfigError, match=text) as error:
+            load_pretrained(small_net.net(), tmp_path / name)
+        assert "\n" not in str(error.value)
+
+
+def test_numbers_of_eight_bits_are_read() -> None:
+    source, net = trained(), small_net.net(classes=7)
+    small = {k: v.to(torch.float8_e4m3fn) if v.is_floating_point() else v for k, v in source.state_dict().items()}
+    load_pretrained(net, small)
+    torch.testing.assert_close(net.head.weight, source.head.weight, rtol=0.1, atol=0.01)
 
 
 # --- by name -----------------------------------------------------------------------------------------------------

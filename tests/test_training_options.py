@@ -126,6 +126,10 @@ def test_the_average_is_that_of_torch_and_is_what_is_kept() -> None:
         {"ema": 0.9},
         {"optimizer": "adamw", "optimizer_args": {"betas": [0.8, 0.9]}, "schedule": "torch:OneCycleLR"},
         {"optimizer": "timm:lamb", "schedule": "timm:cosine", "ema": 0.5},
+        {
+            "optimizer": "timm:lookahead_adamw",
+            "optimizer_args": {"betas": [0.8, 0.9]},
+        },  # slow weights at every sixth step
         {"optimizer": "nadam", "schedule": "torch:StepLR", "schedule_args": {"step_size": 1}},
         {"autocast": "fp16", "accumulate": 2},
     ],
@@ -200,13 +204,52 @@ def test_weight_decay_spares_norms_biases_and_depthwise_kernels_whatever_the_opt
         ({"schedule": "torch:LambdaLR"}, "a Python function"),
         ({"schedule": "timm:plateau"}, "no schedule 'timm:plateau'"),
         ({"schedule": "cosine", "schedule_args": {"T_max": 3}}, "has no options"),
+        ({"schedule": "torch:ExponentialLR", "schedule_args": {"gamma": "0,9"}}, "schedule_args gamma='0,9' cannot be"),
+        (
+            {"schedule": "torch:ExponentialLR", "schedule_args": {"gamma": -0.9}},
+            "its learning rate is -0.09 at step 11",
+        ),
+        ({"schedule": "torch:StepLR", "schedule_args": {"step_size": 0}}, "with schedule_args step_size=0 cannot be"),
+        ({"schedule": "torch:StepLR", "schedule_args": {"step_size": "a"}}, "step_size='a' cannot be used"),
+        ({"schedule": "torch:MultiStepLR", "schedule_args": {"milestones": "30, 60"}}, "'30, 60' are no whole epochs"),
+        ({"schedule": "torch:CosineAnnealingLR", "schedule_args": {"T_max": 0}}, "T_max=0 .* it is filled in"),
+        ({"schedule": "torch:OneCycleLR", "schedule_args": {"total_steps": 3}}, "total_steps=3 .* it is filled in"),
+        ({"schedule": "timm:step", "schedule_args": {"decay_epochs": 0}}, "decay_epochs=0 cannot be used"),
+        ({"schedule": "timm:cosine", "schedule_args": {"num_epochs": 0}}, "t_initial > 0"),
     ],
 )
 def test_a_wrong_name_or_option_is_answered(options: dict[str, Any], expected: str) -> None:
     if "timm" in str(options):
         pytest.importorskip("timm")
-    with pytest.raises(ConfigError, match=expected):
+    with pytest.raises(ConfigError, match=expected) as error:
         Training(net(), Recipe(**options), 10)
+    assert "\n" not in str(error.value)
+
+
+def test_a_schedule_of_retraining_is_asked_for_its_rates_before_anything_is_trained(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrong = ("--set", "retrain.epochs=2", "--set", "retrain.schedule=torch:StepLR")
+    error = fails(capsys, "run", config, *wrong, "--set", "retrain.schedule_args={step_size: 0}")
+    assert "schedule 'torch:StepLR' with schedule_args step_size=0 cannot be used" in error
+    assert not Path("runs/small/train.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"train": {"lr": math.inf}}, "train.lr: Input should be less than inf"),
+        ({"train": {"lr": True}}, "train.lr: a number is wanted here, got True"),
+        ({"train": {"weight_decay": math.inf}}, "train.weight_decay: "),
+        ({"train": {"warmup_epochs": math.inf}}, "train.warmup_epochs: "),
+        ({"train": {"epochs": True}}, "train.epochs: a number is wanted"),
+        ({"retrain": {"distill": True}}, "retrain.distill: a number is wanted"),
+    ],
+)
+def test_rates_are_finite_numbers(options: dict[str, Any], expected: str) -> None:
+    with pytest.raises(ConfigError, match=expected):
+        make_config({"model": "m:f", **options})
+    assert make_config({"model": "m:f", "train": {"lr": "1e-3"}}).train.lr == 1e-3  # YAML reads it as text
 
 
 def test_schedules_of_torch_and_timm_are_theirs() -> None:

@@ -26,6 +26,15 @@ if TYPE_CHECKING:
     from autoslim.cost import PeakMemoryCost as PeakMemoryCost
     from autoslim.cost import resolve_budget as resolve_budget
     from autoslim.errors import AutoSlimError as AutoSlimError
+    from autoslim.errors import BudgetError as BudgetError
+    from autoslim.errors import ConfigError as ConfigError
+    from autoslim.errors import DataError as DataError
+    from autoslim.errors import ExportError as ExportError
+    from autoslim.errors import LatencyError as LatencyError
+    from autoslim.errors import RunError as RunError
+    from autoslim.errors import SpaceError as SpaceError
+    from autoslim.errors import TraceError as TraceError
+    from autoslim.errors import TrainError as TrainError
     from autoslim.export import export_onnx as export_onnx
     from autoslim.export import export_program as export_program
     from autoslim.export import load_subnet as load_subnet
@@ -74,7 +83,18 @@ _HOMES = {
     "calibrate": ("batch_statistics", "recalibrate_batchnorm"),
     "config": ("Config", "load_config"),
     "cost": ("Budget", "JointCost", "MacCost", "MemoryCost", "ParamCost", "PeakMemoryCost", "resolve_budget"),
-    "errors": ("AutoSlimError",),
+    "errors": (
+        "AutoSlimError",
+        "BudgetError",
+        "ConfigError",
+        "DataError",
+        "ExportError",
+        "LatencyError",
+        "RunError",
+        "SpaceError",
+        "TraceError",
+        "TrainError",
+    ),
     "export": ("export_onnx", "export_program", "load_subnet", "save_subnet"),
     "judge": ("Judge", "RacingJudge", "ReuseJudge", "evaluate"),
     "latency": ("measure_latency", "measure_latency_table"),

@@ -6,6 +6,7 @@ decided once, from bytes that follow from the space, before the first step.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from math import prod
 
@@ -44,8 +45,10 @@ def fit_batches(
     kernels (see `PeakMemoryCost`). Half of what the weights leave is for the pass, the rest for what is kept. If the
     trial takes more than a third, nothing is kept. `samples`: images in the example that the space was traced with.
     `screened`: there is a backward pass too, which holds every activation of a batch and the gradients of the weights.
-    Raises `ConfigError` if two images are too many, or if the space does not know how long activations live.
+    Raises `ConfigError` if two images are too many, if the space does not know how long activations live, or for a
+    number that cannot be one of images or bytes.
     """
+    _check(memory_bytes, keep_bytes, batch_size=(batch_size, 2), samples=(samples, 1), element_bytes=(element_bytes, 1))
     if not space.activations:
         raise ConfigError("memory cannot be limited: how long the activations of this network live is not known")
     full = space.full()
@@ -70,6 +73,17 @@ def fit_batches(
     left -= trial
     size = max(2, min(batch_size, int(left / 2 // image)))
     return Fit(size, max(0, min(keep_bytes, int(left - size * image))))
+
+
+def _check(memory_bytes: float, keep_bytes: int, **counts: tuple[int, int]) -> None:
+    """`ConfigError` for what is no number of bytes, or a count below its least."""
+    for name, (count, least) in counts.items():
+        if not count >= least:
+            raise ConfigError(f"{name}={count!r} is too small; give at least {least}")
+    if not 0 <= memory_bytes < math.inf:
+        raise ConfigError(f"memory_bytes={memory_bytes!r} is no limit in bytes; give one such as 2e9")
+    if not keep_bytes >= 0:
+        raise ConfigError(f"keep_bytes={keep_bytes!r} is too small; give 0 to keep nothing")
 
 
 def _narrow(space: ChannelSpace) -> Widths:

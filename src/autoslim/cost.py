@@ -248,6 +248,8 @@ class Budget:
         Raises `BudgetError` if the smallest net is not within it, or the full net already is, unless that may be.
         """
         most, least = number_of(cost, space.full()), number_of(cost, space.smallest())
+        if not 0 < most < math.inf:
+            raise BudgetError(f"budget {self.text!r}: the cost of the full net is {most:g}; budgets need one above 0")
         limit = self.amount * most if self.is_share else self.amount
         unit = getattr(cost, "unit", "")
         if math.isnan(limit):
@@ -265,9 +267,11 @@ class Budget:
                 f"has {readable(least)} ({least / most:.1%}); {self._share_meant(unit)}allow smaller widths "
                 "(min_ratio, divisor) or raise it"
             )
-        if limit > most and not may_be_slack:
+        if limit >= most and not may_be_slack:
+            where = "above" if limit > most else "that of"
             raise BudgetError(
-                f"budget {self.text!r} ({readable(limit)} {unit}) is above the full net, which has {readable(most)}"
+                f"budget {self.text!r} ({readable(limit)} {unit}) is {where} the full net, which has {readable(most)}: "
+                "there is nothing to cut; ask for less"
             )
         return limit
 
@@ -350,7 +354,7 @@ def resolve_budget(text: str, space: ChannelSpace, costs: Mapping[str, Cost]) ->
     if len(limits) == 1:
         return limits[0]
     joint = JointCost(limits)
-    if joint(space.full()) < 1:
+    if joint(space.full()) <= 1:
         raise BudgetError(f"budget {text!r}: the full net is within all of its limits")
     return joint, 1.0
 

@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
+import re
 import tempfile
+import textwrap
+import traceback
+import warnings
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -153,37 +161,77 @@ def has_onnx() -> bool:
 
 
 def export_onnx(model: nn.Module, example_input: Tensor, path: str | Path) -> None:
-    """Write `model` as ONNX with a free batch size; the file appears whole or not at all. Needs `autoslim[onnx]`."""
+    """Write `model` as ONNX with a free batch size; the file appears whole or not at all.
+
+    Needs `autoslim[onnx]`. Raises `ExportError` in one line for a network that torch cannot export.
+    """
     if not has_onnx():
         raise ExportError("ONNX export needs onnx, onnxscript and onnxruntime: pip install 'autoslim[onnx]'")
-    import logging
-    import warnings
+    batch = torch.cat([example_input, example_input]) if example_input.shape[0] == 1 else example_input
 
+    def write(beside: Path) -> None:
+        torch.onnx.export(
+            model,
+            (batch,),
+            beside,
+            dynamo=True,
+            verbose=False,
+            input_names=["images"],
+            output_names=["logits"],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            external_data=False,
+        )
+
+    write_whole(Path(path), _exported(model, "model.onnx", write, "to ONNX"))
+
+
+def _exported(model: nn.Module, name: str, write: Callable[[Path], None], how: str) -> bytes:
+    """What `write` leaves in a file of that name, with the network in evaluation mode; `ExportError` if it fails."""
     training = model.training
     model.eval()
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     try:
-        with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the exporter's own deprecations: nothing a user could act on
-            beside = Path(scratch) / "model.onnx"
-            batch = torch.cat([example_input, example_input]) if example_input.shape[0] == 1 else example_input
-            torch.onnx.export(
-                model,
-                (batch,),
-                beside,
-                dynamo=True,
-                verbose=False,
-                input_names=["images"],
-                output_names=["logits"],
-                dynamic_shapes=({0: torch.export.Dim("batch")},),
-                external_data=False,
-            )
-            write_whole(Path(path), beside.read_bytes())
-    except (RuntimeError, ValueError, TypeError, torch.onnx.errors.OnnxExporterError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ExportError(f"{type(model).__name__} cannot be exported to ONNX: {first}") from error
+        with tempfile.TemporaryDirectory() as scratch, _silence():
+            beside = Path(scratch) / name
+            write(beside)
+            return beside.read_bytes()
+    except Exception as error:  # whatever an exporter may raise: its classes are private to torch
+        raise ExportError(f"{type(model).__name__} cannot be exported {how}: {_root(error)}") from error
     finally:
         model.train(training)
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Hold back what torch says while it exports: deprecations of its own, and the whole graph when it fails."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with redirect_stderr(StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def _root(error: BaseException) -> str:
+    """Why an export failed, in one line: torch wraps the reason in errors of many lines about torch."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    if type(error).__name__ == "GuardOnDataDependentSymNode":
+        text = "what it does depends on the values of a tensor (an if, a loop or a size), and a graph cannot"
+    else:
+        plain = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().splitlines()
+        text = f"{type(error).__name__}: {plain[0]}" if plain else type(error).__name__
+        text = textwrap.shorten(text, 300, placeholder=" ...")
+    own = [
+        f"{Path(frame.filename).name}:{frame.lineno}"
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith(("<", *_EXPORTERS))
+    ]
+    return f"{text} (at {own[-1]})" if own else text
+
+
+_EXPORTERS = tuple(f"{Path(root).parent}{os.sep}" for root in (torch.__file__, __file__))  # no code of users
 
 
 def verify_onnx(path: str | Path, model: nn.Module, images: Tensor, tolerance: float = 1e-3) -> float:
@@ -208,14 +256,9 @@ def verify_onnx(path: str | Path, model: nn.Module, images: Tensor, tolerance: f
 
 
 def export_program(model: nn.Module, example_input: Tensor, path: str | Path) -> None:
-    """Write `model` as a `torch.export` program (.pt2) for a fixed input shape."""
-    training = model.training
-    model.eval()
-    try:
-        program = torch.export.export(model, (example_input,))
-        with tempfile.TemporaryDirectory() as scratch:
-            beside = Path(scratch) / "model.pt2"
-            torch.export.save(program, beside)
-            write_whole(Path(path), beside.read_bytes())
-    finally:
-        model.train(training)
+    """Write `model` as a `torch.export` program (.pt2) for a fixed input shape; `ExportError` if torch cannot."""
+
+    def write(beside: Path) -> None:
+        torch.export.save(torch.export.export(model, (example_input,)), beside)
+
+    write_whole(Path(path), _exported(model, "model.pt2", write, "by torch.export"))

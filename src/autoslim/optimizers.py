@@ -6,8 +6,10 @@ import importlib
 import importlib.util
 import inspect
 import math
+import traceback
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -24,6 +26,7 @@ _NO_OPTIMIZERS = {
     "muon": "it takes matrices only, and networks have biases and kernels",
 }
 _PER_BATCH = ("OneCycleLR", "CyclicLR")  # the others of torch are stepped once per epoch, as in its documentation
+_FILLED_IN = ("T_max", "total_steps")  # of CosineAnnealingLR and OneCycleLR: how long the training is
 _NO_SCHEDULES = {
     "LRScheduler": "it is a base class",
     "ReduceLROnPlateau": "it waits for a figure to get worse, and a run that resumes has to repeat itself",
@@ -119,6 +122,12 @@ def _timm_optimizer(
     return made
 
 
+def state_of(optimizer: torch.optim.Optimizer) -> Mapping[torch.Tensor, Mapping[str, Any]]:
+    """What an optimizer remembers of each parameter. timm's Lookahead leaves all of it, its own too, to another one."""
+    keeper: torch.optim.Optimizer = getattr(optimizer, "_base_optimizer", optimizer)
+    return keeper.state
+
+
 def _unusable(info: Any) -> str | None:
     """Why an optimizer that timm lists cannot train here; None if it can."""
     if info.second_order:
@@ -137,13 +146,16 @@ def make_schedule(recipe: Recipe, steps_per_epoch: int) -> Schedule:
 
     Our own and timm's go step by step. Those of torch are stepped after each epoch, with arguments in epochs, as its
     documentation does; OneCycleLR and CyclicLR after each step. Where they need to know how long the training is
-    (`T_max`, `total_steps`), they are told.
+    (`T_max`, `total_steps`), they are told. They are asked for the rate of every epoch at once, for some mistakes in
+    `schedule_args` show only there.
     """
     if recipe.schedule in SCHEDULES:
         if recipe.schedule_args:
             raise ConfigError(f"schedule_args: the schedule {recipe.schedule!r} has no options")
         return lambda step: {"lr": recipe.learning_rate(step, steps_per_epoch)}
-    return _NamedSchedule(recipe, steps_per_epoch)
+    schedule = _NamedSchedule(recipe, steps_per_epoch)
+    schedule.check()
+    return schedule
 
 
 class _NamedSchedule:
@@ -152,6 +164,8 @@ class _NamedSchedule:
     def __init__(self, recipe: Recipe, steps_per_epoch: int) -> None:
         self._recipe, self._steps_per_epoch = recipe, steps_per_epoch
         self._warmup = math.ceil(recipe.warmup_epochs * steps_per_epoch)
+        self._position, self._every, self._jumps = 0, 1, False
+        self._walk: Callable[[int], object]
         self._begin()
 
     def __call__(self, step: int) -> Mapping[str, Any]:
@@ -161,33 +175,53 @@ class _NamedSchedule:
         target = (step - self._warmup) // self._every
         if target < self._position:
             self._begin()
-        with (
-            warnings.catch_warnings()
-        ):  # torch warns of schedules stepped without their optimizer; ours has nothing to do
+        with self._named_errors(), warnings.catch_warnings():
+            # torch warns of schedules stepped without their optimizer; ours has nothing to do
             warnings.filterwarnings("ignore", ".*lr_scheduler.step.*", UserWarning)
             while self._position < target:
-                self._position += 1
+                self._position = target if self._jumps else self._position + 1
                 self._walk(self._position)
         group = self._optimizer.param_groups[0]
         return {key: group[key] for key in ("lr", "momentum", "betas") if key in group}
+
+    def check(self) -> None:
+        """`ConfigError` if the arguments give no rate at some epoch or at the last step; rates only, and so quick."""
+        last = self._recipe.epochs * self._steps_per_epoch - 1
+        for step in (*range(self._warmup, last, self._steps_per_epoch), last):
+            rate = self(step)["lr"]
+            with self._named_errors():
+                if not -1e-6 * self._recipe.lr <= rate < math.inf:  # rounding may end just below 0
+                    raise ValueError(f"its learning rate is {rate:g} at step {step + 1}")
 
     def _begin(self) -> None:
         self._optimizer = _build([{"params": [nn.Parameter(torch.zeros(1, 1))]}], self._recipe)
         source, _, name = self._recipe.schedule.rpartition(":")
         options, self._position = dict(self._recipe.schedule_args), 0
-        try:
+        with self._named_errors():
             if source == "timm":
-                self._every, self._walk = 1, self._timm(name, options)
+                self._every, self._jumps, self._walk = 1, True, self._timm(name, options)
             elif source in ("", "torch"):
-                self._every, self._walk = self._torch(name, options)
+                self._every, self._jumps, self._walk = self._torch(name, options)
             else:
                 raise ConfigError(
                     f"schedule {self._recipe.schedule!r}: write {', '.join(SCHEDULES)}, torch:NAME or timm:NAME"
                 )
-        except (TypeError, ValueError, KeyError, ZeroDivisionError) as error:
-            raise ConfigError(f"schedule {self._recipe.schedule!r} cannot be used: {_line(error)}") from error
 
-    def _torch(self, name: str, options: dict[str, Any]) -> tuple[int, Callable[[int], object]]:
+    @contextmanager
+    def _named_errors(self) -> Iterator[None]:
+        """What libraries say of wrong arguments, when they begin or at a later step."""
+        try:
+            yield
+        except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError, AssertionError) as error:
+            options = self._recipe.schedule_args
+            given = ", ".join(f"{key}={value!r}" for key, value in options.items())
+            arguments = f" with schedule_args {given}" if given else ""
+            filled = next((f"; leave {key} out, and it is filled in" for key in _FILLED_IN if key in options), "")
+            raise ConfigError(
+                f"schedule {self._recipe.schedule!r}{arguments} cannot be used: {_line(error)}{filled}"
+            ) from error
+
+    def _torch(self, name: str, options: dict[str, Any]) -> tuple[int, bool, Callable[[int], object]]:
         module = torch.optim.lr_scheduler
         known = {
             key: kind
@@ -205,20 +239,31 @@ class _NamedSchedule:
             if key not in taken:
                 names = set(taken) - {"optimizer", "last_epoch"}
                 raise ConfigError(f"schedule_args: {name} has no option {key!r}; {nearest(key, names)}")
-        known_to_us = ("optimizer", "T_max", "total_steps", "max_lr")
+        milestones = options.get("milestones", [])
+        if not isinstance(milestones, (list, tuple)) or not all(type(each) is int for each in milestones):
+            raise ConfigError(
+                f"schedule_args.milestones: {milestones!r} are no whole epochs; write them as in [30, 60]"
+            )
+        known_to_us = ("optimizer", *_FILLED_IN, "max_lr")
         needed = [k for k, p in taken.items() if p.default is p.empty and k not in (*known_to_us, *options)]
         if needed:
             raise ConfigError(
                 f"schedule {self._recipe.schedule!r} needs {', '.join(needed)}: give them in schedule_args, as "
                 f"schedule_args.{needed[0]}=..."
             )
-        every = 1 if name in _PER_BATCH else self._steps_per_epoch
+        is_per_batch = name in _PER_BATCH
+        every = 1 if is_per_batch else self._steps_per_epoch
         left = max(1, self._recipe.epochs * self._steps_per_epoch - self._warmup)
         known_length = {"T_max": max(1, round(left / every)), "total_steps": left, "max_lr": self._recipe.lr}
         if name in ("OneCycleLR", "CosineAnnealingLR"):
             options = {key: value for key, value in known_length.items() if key in taken} | options
         scheduler = known[name](self._optimizer, **options)
-        return every, lambda position: scheduler.step()
+
+        def walk(position: int) -> None:
+            scheduler.last_epoch = position - 1  # the rates of the per-batch ones follow from it alone
+            scheduler.step()
+
+        return every, is_per_batch, walk
 
     def _timm(self, name: str, options: dict[str, Any]) -> Callable[[int], object]:
         try:
@@ -240,4 +285,7 @@ class _NamedSchedule:
 
 
 def _line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    said = str(error).strip().splitlines()
+    if not said and isinstance(error, AssertionError):  # "assert t_initial > 0" says more than its name
+        said = [traceback.extract_tb(error.__traceback__)[-1].line or ""]
+    return said[0] if said and said[0] else type(error).__name__

@@ -6,6 +6,7 @@ import os
 import re
 import urllib.error
 import urllib.request
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from autoslim.models import FAMILIES
 _SHOWN = 3  # names of tensors in a message
 _TENSOR_FILES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
 _NESTED = ("state_dict", "model", "model_state_dict", "net", "weights")  # where training scripts keep the weights
+_DEPTH = 4  # of dictionaries in one another; a file may have one that holds itself
 _PATIENCE = 15  # seconds
 _HEAD_STD = 0.01  # of a new class head's weights: some libraries draw 0.2, whose first losses ruin features
 
@@ -118,8 +120,8 @@ def _find(weights: str, name: str | None, arguments: dict[str, Any]) -> tuple[st
     if path.is_dir():
         raise ConfigError(f"pretrained weights {weights!r} are a directory; name the file of tensors in it")
     family, _, short = (name or "").partition(":")
-    if path.suffix in _TENSOR_FILES or "/" in weights or "\\" in weights:
-        others = [p.name for p in path.parent.glob("*") if p.suffix in _TENSOR_FILES]
+    if path.suffix.lower() in _TENSOR_FILES or "/" in weights or "\\" in weights:
+        others = [p.name for p in path.parent.glob("*") if p.suffix.lower() in _TENSOR_FILES]
         hint = f"; {nearest(path.name, others)}" if others else ""
         raise ConfigError(f"pretrained weights: no file {weights!r} in {Path.cwd()}{hint}")
     if family not in ("torchvision", "timm"):
@@ -132,35 +134,85 @@ def _find(weights: str, name: str | None, arguments: dict[str, Any]) -> tuple[st
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors or state-dict file by name, on the CPU; runs no code of it. Raises `ConfigError`."""
+    """The tensors of a safetensors or state-dict file by name, on the CPU; runs no code of it. Raises `ConfigError`.
+
+    Which of the two it is is seen in the file, whatever its name.
+    """
+    if path.name.lower().endswith(".index.json"):
+        raise ConfigError(
+            f"pretrained weights {path} are an index: it says which file holds which tensor; join those files to one, "
+            "or give a file that holds all tensors"
+        )
     if not path.stat().st_size:
         raise ConfigError(f"pretrained weights {path} cannot be read: the file is empty; copy or download it again")
     try:
-        if path.suffix == ".safetensors":
-            return dict(load_file(path))
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's own, several lines about what the one line of the error says
+            content = _content(path)
     except Exception as error:  # damaged in one way of many
-        text = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        if "weights_only" in str(error).lower():
-            unsafe = re.search(r"(?:GLOBAL|Unsupported (?:global|class)[^\w]*(?:GLOBAL)?) ([\w.]+)", str(error))
-            what = f" ({unsafe[1]})" if unsafe else ""
-            text = f"it is no plain state dict{what}: save model.state_dict() alone, or safetensors"
-        raise ConfigError(f"pretrained weights {path} cannot be read: {text}") from error
-    while isinstance(content, Mapping) and not any(isinstance(value, Tensor) for value in content.values()):
-        inner = [content[key] for key in _NESTED if isinstance(content.get(key), Mapping)]
-        if not inner:
-            break
-        content = inner[0]
-    tensors = (
-        {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
-        if isinstance(content, Mapping)
-        else {}
-    )
+        raise ConfigError(f"pretrained weights {path} cannot be read: {_why_unread(path, error)}") from error
+    tensors = _state_dict(content)
     if not tensors:
         has = f"a dictionary of {_some(map(str, content))}" if isinstance(content, Mapping) else type(content).__name__
         has = "an empty dictionary" if isinstance(content, Mapping) and not content else has
         raise ConfigError(f"pretrained weights {path}: no state dict, but {has}; save model.state_dict()")
     return tensors
+
+
+def _content(path: Path) -> Any:
+    """What is in a file, whatever it is called: safetensors begin with the length of their header, a JSON object."""
+    start = _start(path)
+    fits = int.from_bytes(start[:8], "little") + 8 <= path.stat().st_size
+    is_named_so = path.suffix.lower() == ".safetensors" and not start.startswith(_TORCH)
+    if (fits and start[8:9] == b"{") or is_named_so:
+        return dict(load_file(path))
+    with path.open("rb") as file:  # by its name, torch would take it for safetensors again
+        return torch.load(file, map_location="cpu", weights_only=True)
+
+
+_TORCH = (b"PK", b"\x80")  # as a zip archive begins, and a pickle: torch.save writes the one, and wrote the other
+
+
+def _start(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(64)
+
+
+def _why_unread(path: Path, error: Exception) -> str:
+    """Why a file gives no tensors, in one line."""
+    text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    if isinstance(error, (PermissionError, FileNotFoundError)):
+        return error.strerror or text
+    if "TorchScript" in str(error):
+        return (
+            "it is a TorchScript archive, which is a program; save its tensors alone: "
+            "torch.save(torch.jit.load(FILE).state_dict(), OTHER_FILE)"
+        )
+    start = _start(path)
+    line = start.partition(b"\n")[0]
+    is_text = line.isascii() and line.decode().isprintable() and bool(line.strip())
+    if path.suffix.lower() == ".safetensors" and not is_text:
+        return f"{text}; copy or download it again"
+    if not start.startswith(_TORCH):
+        begins = f", but text that begins {line.decode()!r}" if is_text else ""
+        return f"it is no file of weights{begins}; give safetensors or what torch.save(model.state_dict(), FILE) writes"
+    if "weights_only" in str(error).lower():
+        unsafe = re.search(r"(?:GLOBAL|Unsupported (?:global|class)[^\w]*(?:GLOBAL)?) ([\w.]+)", str(error))
+        what = f" ({unsafe[1]})" if unsafe else ""
+        return f"it is no plain state dict{what}: save model.state_dict() alone, or safetensors"
+    if "file not found" in text or "not in a subdirectory" in text:
+        return "it is a zip archive, but none that torch.save wrote; save model.state_dict()"
+    return f"it is damaged or cut short ({text.partition('. ')[0]}); copy or download it again"
+
+
+def _state_dict(content: Any, depth: int = _DEPTH) -> dict[str, Tensor]:
+    """Its tensors by name; those under a usual key come first, for a checkpoint may have other tensors beside them."""
+    if not isinstance(content, Mapping):
+        return {}
+    for key in _NESTED if depth else ():
+        if inner := _state_dict(content.get(key), depth - 1):
+            return inner
+    return {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
 
 
 def _torchvision(model: str, weights: str, arguments: dict[str, Any]) -> tuple[str, dict[str, Tensor]]:
@@ -294,6 +346,8 @@ def _unlike_weights(own: Tensor, tensor: Tensor) -> str | None:
         return f"sparse ({tensor.layout})"
     if tensor.is_complex() and not own.is_complex():
         return f"complex ({tensor.dtype})"
+    if own.is_floating_point() and not tensor.is_floating_point():  # quantized by hand, or rounded: its scale is lost
+        return f"of no floating-point type ({tensor.dtype})"
     return None
 
 
@@ -301,7 +355,8 @@ def _copy(pairs: Mapping[str, tuple[Tensor, Tensor]], source: str) -> None:
     for name, (own, tensor) in pairs.items():
         if (sort := _unlike_weights(own, tensor)) is not None:
             raise ConfigError(f"{source}: {name!r} is {sort}; save it as a plain tensor of {own.dtype}")
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+        numbers = tensor.to(own.dtype) if own.is_floating_point() else tensor  # of 8 bits, torch does not ask them
+        if numbers.is_floating_point() and not bool(numbers.isfinite().all()):
             raise ConfigError(f"{source}: {name!r} holds what is no number")
     with torch.no_grad():
         for name, (own, tensor) in pairs.items():

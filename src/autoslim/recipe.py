@@ -7,8 +7,20 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
+from pydantic import BeforeValidator
 
 SCHEDULES = ("linear", "cosine", "step")
+
+
+def _refuse_bool(value: Any) -> Any:
+    """Python takes true for 1, and a run would train at that rate."""
+    if isinstance(value, bool):
+        raise ValueError("a number is wanted here")
+    return value
+
+
+_NUMBER = BeforeValidator(_refuse_bool)
+_FINITE = Lt(math.inf)
 
 
 @dataclass(frozen=True)
@@ -30,28 +42,28 @@ class Recipe:
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
-    epochs: Annotated[int, Ge(1)] = 30
-    batch_size: Annotated[int, Ge(1)] = 128
-    accumulate: Annotated[int, Ge(1)] = 1
+    epochs: Annotated[int, Ge(1), _NUMBER] = 30
+    batch_size: Annotated[int, Ge(1), _NUMBER] = 128
+    accumulate: Annotated[int, Ge(1), _NUMBER] = 1
     optimizer: str = "sgd"
     optimizer_args: dict[str, Any] = field(default_factory=dict, hash=False)
-    lr: Annotated[float, Gt(0)] = 0.1
-    momentum: Annotated[float, Ge(0), Lt(1)] = 0.9
+    lr: Annotated[float, Gt(0), _FINITE, _NUMBER] = 0.1
+    momentum: Annotated[float, Ge(0), Lt(1), _NUMBER] = 0.9
     nesterov: bool = True
-    weight_decay: Annotated[float, Ge(0)] = 1e-4
+    weight_decay: Annotated[float, Ge(0), _FINITE, _NUMBER] = 1e-4
     schedule: str = "linear"
     schedule_args: dict[str, Any] = field(default_factory=dict, hash=False)
-    warmup_epochs: Annotated[float, Ge(0)] = 0.0
-    label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0
-    clip_value: Annotated[float, Gt(0)] | None = None
-    clip_norm: Annotated[float, Gt(0)] | None = None
+    warmup_epochs: Annotated[float, Ge(0), _FINITE, _NUMBER] = 0.0
+    label_smoothing: Annotated[float, Ge(0), Lt(1), _NUMBER] = 0.0
+    clip_value: Annotated[float, Gt(0), _NUMBER] | None = None
+    clip_norm: Annotated[float, Gt(0), _NUMBER] | None = None
     ema: Annotated[float, Gt(0), Lt(1)] | None = None
     autocast: Literal["none", "bf16", "fp16"] = "none"
     channels_last: bool = False
     checkpointing: bool = False
     compile: bool = False
     on_nan: Literal["stop", "skip"] = "stop"
-    checkpoint_minutes: Annotated[float, Gt(0)] | None = 10.0
+    checkpoint_minutes: Annotated[float, Gt(0), _NUMBER] | None = 10.0
 
     def warmup_rate(self, step: int, steps_per_epoch: int) -> float | None:
         """The rate of a linear warm-up at a step counted from 0; None when that is over."""
@@ -92,10 +104,10 @@ class SupernetRecipe(Recipe):
     trained weights and budgets that are not small (benchmarks/LOG.md).
     """
 
-    num_random: Annotated[int, Ge(0)] = 2
+    num_random: Annotated[int, Ge(0), _NUMBER] = 2
     distill: bool | Literal["auto", "alpha"] = "auto"
     sort: Literal["none", "l1", "gamma", "first-order"] = "none"
-    plain_epochs: Annotated[int, Ge(0)] = 0
+    plain_epochs: Annotated[int, Ge(0), _NUMBER] = 0
 
 
 @dataclass(frozen=True)
@@ -109,6 +121,6 @@ class RetrainRecipe(Recipe):
     """
 
     init: Literal["scratch", "supernet"] = "scratch"
-    distill: Annotated[float, Ge(0), Le(1)] = 0.0
+    distill: Annotated[float, Ge(0), Le(1), _NUMBER] = 0.0
     uniform: bool = True
     jointly: bool = False

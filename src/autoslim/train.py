@@ -20,7 +20,7 @@ from autoslim.ema import WeightAverage
 from autoslim.errors import RunError, TrainError
 from autoslim.losses import Backward, Loss, alpha_divergence, plain_backward, soft_cross_entropy
 from autoslim.memory import fitting_batch, is_out_of_memory
-from autoslim.optimizers import make_optimizer, make_schedule
+from autoslim.optimizers import make_optimizer, make_schedule, state_of
 from autoslim.recipe import Recipe, SupernetRecipe
 from autoslim.supernet import Supernet, sandwich_backward
 from autoslim.switchable import SwitchableNet, switch_backward
@@ -348,7 +348,7 @@ class Training:
 
     def _slots(self) -> Iterator[tuple[str, str, Any]]:
         for name, parameter in self.model.named_parameters():
-            for key, value in self.optimizer.state.get(parameter, {}).items():
+            for key, value in state_of(self.optimizer).get(parameter, {}).items():
                 yield name, key, value
 
     def load_state(self, tensors: Mapping[str, Tensor], epoch: int, record: Mapping[str, Any] | None = None) -> None:
