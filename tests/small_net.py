@@ -60,3 +60,26 @@ def flat() -> nn.Module:
 
 
 NUMBER = 3
+
+
+class Auxiliary(Net):
+    """Gives two outputs while it is trained, as GoogLeNet does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = super().forward(x)
+        return (logits, logits) if self.training else logits  # type: ignore[return-value]
+
+
+def auxiliary() -> nn.Module:
+    return Auxiliary(16, 4)
+
+
+class Broken(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            raise ValueError("the second teacher is missing")
+        return super().forward(x)
+
+
+def broken() -> nn.Module:
+    return Broken(16, 4)

@@ -512,6 +512,22 @@ def test_any_budget_on_the_path_is_taken_without_another_search(
     ]
 
 
+def test_budgets_that_are_added_do_not_change_the_rule_of_the_search(
+    config: Path, in_tmp: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A budget with several limits would make "auto" another rule; half a path would be by each."""
+    first = ("--set", "slim.budgets=[80%]", "--set", "slim.judge=exhaustive")
+    for name in ("one", "other"):
+        assert run("train", config, "--run-dir", name, *first) == 0
+        assert run("slim", name) == 0
+    assert run("slim", "other", "--budget", "macs<=85%, params<=95%") == 0
+    for name in ("one", "other"):
+        capsys.readouterr()
+        assert run("slim", name, "--budget", "30%") == 0
+        assert ("by the rule it began with, score" in capsys.readouterr().err) == (name == "other")
+    assert (in_tmp / "one/slim.jsonl").read_bytes() == (in_tmp / "other/slim.jsonl").read_bytes()
+
+
 def test_a_budget_beyond_the_path_continues_the_search(config: Path, in_tmp: Path) -> None:
     budgets = ("--set", "slim.budgets=[80%, 40%]")
     assert run("run", config, "--run-dir", "whole", *budgets) == 0
@@ -635,6 +651,8 @@ def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         ("model=NET_FILE:not_a_module", "gives str"),
         ("model=NET_FILE:crashes", "the weights are on the other disk"),
         ("model=NET_FILE:only_linear", "nothing in Sequential can be slimmed"),
+        ("model=NET_FILE:auxiliary", "gives tuple in training mode; a run needs logits of shape (images, classes)"),
+        ("model=NET_FILE:broken", "does not run in training mode: ValueError: the second teacher is missing ("),
         ("model_args.chanels=8", "did you mean 'channels'"),
         ("model_args.classes=7", "7 outputs and the data has 4 classes"),
         ("space.fixed=[blocs.*]", "did you mean"),

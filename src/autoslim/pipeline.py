@@ -36,6 +36,7 @@ from autoslim.distributed import agreed, local_device, usable_device, wait_for_a
 from autoslim.errors import ConfigError, ExportError, RunError, TrainError, counted
 from autoslim.export import export_onnx, has_onnx, load_subnet, load_tensors, save_subnet, save_tensors, verify_onnx
 from autoslim.files import append_record, write_json, write_whole
+from autoslim.importing import describe
 from autoslim.inspection import searched_space
 from autoslim.interruption import interruption
 from autoslim.judge import SCORES, Judge, RacingJudge, ReuseJudge, evaluate, make_judge
@@ -47,7 +48,7 @@ from autoslim.optimizers import make_optimizer, make_schedule
 from autoslim.path import read_path
 from autoslim.precision import lowered, lowered_inputs, rounding_of
 from autoslim.progress import Progress
-from autoslim.recipe import Recipe, RetrainRecipe
+from autoslim.recipe import Recipe, RetrainRecipe, SupernetRecipe
 from autoslim.records import (
     BATCHES,
     DATA,
@@ -214,14 +215,14 @@ def prepare(run: Run, progress: Progress) -> Job:
             load_unshared(net, kept)
     fit = agreed(lambda: _fit(run, space))
     job = Job(run, progress, data, net, every, space, costs, budgets, device, fit, config.seed)
-    for recipe in (config.train, config.retrain):
+    for recipe in (*_stages_of_training(config).values(), config.retrain):
         batches = job.batches(data.train, recipe.batch_size, recipe)  # names what cannot be, as all of these do
         if recipe.checkpointing and not blocks_of(model):
             raise ConfigError(
                 f"checkpointing: model {config.model!r} has no blocks of layers to recompute; leave it out"
             )
         make_optimizer(net, recipe)
-        make_schedule(recipe, len(batches))
+        make_schedule(recipe, math.ceil(len(batches) / recipe.accumulate))
     if config.system == "i-net":
         plain_step(model, config.train)
     else:
@@ -302,18 +303,38 @@ def _keep_record(run: Run, data: ImageData) -> None:
 
 
 def _check_output(config: Config, model: nn.Module, example: Tensor, data: ImageData) -> None:
-    """The network must give one logit per class."""
+    """The network must give one logit per class, when it is trained too."""
     with torch.no_grad():
         output = model.eval()(example)
-    model.train()
-    if not isinstance(output, Tensor) or output.ndim != 2:
-        kind = f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
-        raise ConfigError(f"model {config.model!r} gives {kind}; a run needs logits of shape (images, classes)")
+    trained = _output_in_training(config, model.train(), example)
+    for each, when in ((output, ""), (trained, " in training mode")):
+        if not isinstance(each, Tensor) or each.ndim != 2:
+            kind = f"a tensor of shape {tuple(each.shape)}" if isinstance(each, Tensor) else type(each).__name__
+            hint = "; switch its auxiliary heads off (model_args.aux_logits=false, in torchvision)" if when else ""
+            raise ConfigError(
+                f"model {config.model!r} gives {kind}{when}; a run needs logits of shape (images, classes){hint}"
+            )
     if output.shape[1] != data.num_classes:
         raise ConfigError(
             f"model {config.model!r} gives {output.shape[1]} outputs and the data has {data.num_classes} classes; "
             f"set model_args.num_classes={data.num_classes} (or your function's own argument)"
         )
+
+
+def _output_in_training(config: Config, model: nn.Module, example: Tensor) -> Any:
+    """What the network gives for two images, as a loss would get it; its buffers stay as they are."""
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            return model(torch.rand(2, *example.shape[1:]))
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        raise ConfigError(f"model {config.model!r} does not run in training mode: {describe(error)}") from error
+    finally:
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)
 
 
 # --- stages ------------------------------------------------------------------------------------------------------
@@ -332,10 +353,10 @@ def train_stage(job: Job) -> None:
     if agreed(done.exists):
         job.progress.say(f"supernet: trained before, {done}")
     else:
-        if config.train.plain_epochs:
-            _train_alone(job)
-        if epochs := config.train.epochs - config.train.plain_epochs:
-            recipe = replace(config.train, epochs=epochs)
+        stages = _stages_of_training(config)
+        if "plain" in stages:
+            _train_alone(job, stages["plain"])
+        if (recipe := stages.get("supernet")) is not None:
             step = training_step(config, job.net)
             _train(job, "supernet", job.net, recipe, step, run.supernet, _accuracies(job))
         if isinstance(job.net, SwitchableNet):
@@ -352,12 +373,18 @@ def train_stage(job: Job) -> None:
         job.progress.say(f"supernet: its widest net has {accuracy:.1%} on the test images")
 
 
-def _train_alone(job: Job) -> None:
+def _stages_of_training(config: Config) -> dict[str, SupernetRecipe]:
+    """The recipes of the plain epochs, if there are any, and of the supernet, if any are left."""
+    plain = config.train.plain_epochs
+    epochs = {"plain": plain, "supernet": config.train.epochs - plain}
+    return {stage: replace(config.train, epochs=count) for stage, count in epochs.items() if count}
+
+
+def _train_alone(job: Job, recipe: SupernetRecipe) -> None:
     """Train the whole network as any other for the plain epochs, and sort its channels; leaves `supernet/plain/`."""
     config, done = job.config, job.run.plain / "model.safetensors"
     tensors = agreed(lambda: load_tensors(done)[0] if done.exists() else None)
     if tensors is None:
-        recipe = replace(config.train, epochs=config.train.plain_epochs)
         step = plain_step(job.model, recipe)
         _train(job, "plain", job.model, recipe, step, job.run.plain, _accuracies(job))
 
@@ -433,6 +460,7 @@ def slim_stage(job: Job) -> None:
         job.progress.say(f"search: within {slim.memory_gb:g} GB, batches of {len(images[0][1])} images; {kept}")
         if world().is_main:
             write_json(job.run.batches, asdict(fit))
+    rule = agreed(partial(_step_rule, job))
     net, images = _in_precision(job, job.net, images)
     judge = make_judge(slim.judge, net, images, slim.score, slim.confidence, fit.keep_bytes, slim.screen)
     _load_race(job, judge, len(steps))
@@ -446,7 +474,7 @@ def slim_stage(job: Job) -> None:
         judge,
         cost,
         [1.0],
-        rule=slim.step_rule,
+        rule=rule,
         start=start,
         on_candidate=lambda group, score: advance(_share_done(job, current, group), f"step {len(steps) + 1}"),
     )
@@ -456,7 +484,13 @@ def slim_stage(job: Job) -> None:
             steps.append(step)
             current = step.widths
             macs = job.costs["macs"](current)
-            record = {"group": step.group, "width": current[step.group], "cost": macs, "score": step.score}
+            record = {
+                "group": step.group,
+                "width": current[step.group],
+                "cost": macs,
+                "score": step.score,
+                "rule": rule,
+            }
             correct, seen = judge.also_of(current)
             if world().is_main:
                 if isinstance(judge, RacingJudge):
@@ -483,6 +517,15 @@ def slim_stage(job: Job) -> None:
         accuracy = known.get("accuracy", {}) | accuracy  # one taken from the path may have been retrained before
         metrics = known | {"budget": budget.text, **job.figures(widths), "accuracy": accuracy}
         write_json(directory / "metrics.json", metrics | ({"exchanges": moves} if moves else {}))
+
+
+def _step_rule(job: Job) -> str:
+    """The rule of a search that goes on is the one it began with, whatever budgets were added since."""
+    wanted = job.config.slim.step_rule
+    begun = next((line["rule"] for line in read_lines(job.run.slim_log, STEP) if "rule" in line), wanted)
+    if begun != wanted:
+        job.progress.say(f"search: goes on by the rule it began with, {begun}; slim.rule=auto would now be {wanted}")
+    return str(begun)
 
 
 def _in_precision(

@@ -81,6 +81,7 @@ class _Step(TypedDict):
     score: _Real
     accuracy: NotRequired[_Share | None]
     images: NotRequired[_Count]
+    rule: NotRequired[str]
 
 
 class _Epoch(TypedDict):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -33,10 +34,17 @@ def sort_channels(
     not equally far apart stay as they are, like those with no score; the names of the groups sorted are returned.
 
     With an `example_input` each group is sorted on a copy in double precision first, and left alone if that changes the
-    output (a model that does something else with each channel by its number). Raises `SpaceError` for a space of
+    output (a model that does something else with each channel by its number). Without one that is not looked at, and
+    there is a warning if the model has operators that see all channels at once. Raises `SpaceError` for a space of
     another model, or scores that do not fit.
     """
     check_model(model, space)
+    if example_input is None and space.mixing:
+        warnings.warn(
+            f"sort_channels: the order of channels may matter to this model ({space.mixing[0]}); give example_input, "
+            "and groups for which it does are left alone",
+            stacklevel=2,
+        )
     scores = _SCORES[_known(importance)](model, space) if isinstance(importance, str) else dict(importance)
     done = []
     for name, group in space.groups.items():
