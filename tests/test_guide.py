@@ -36,9 +36,10 @@ def test_the_guide_runs_as_it_stands(in_tmp: Path, capsys: pytest.CaptureFixture
                 assert main([*arguments, *([] if arguments[0] == "inspect" else ["--threads", "1"])]) == 0, command
             else:
                 subprocess.run([sys.executable, *arguments], check=True, env=environment)
-    assert ran == 9
+    assert ran == 10
     mine, tuned = (json.loads(Path(f"runs/{run}/results.json").read_text()) for run in ("mine", "tuned"))
     assert [subnet["budget"] for subnet in tuned["subnets"]] == ["50%"]
+    assert [subnet["budget"] for subnet in mine["subnets"]] == ["70%", "50%"]
     assert all(subnet["accuracy"]["uniform"] is not None for subnet in (*mine["subnets"], *tuned["subnets"]))
     assert Path("runs/mine/subnets/50%/model.onnx").exists()
     assert Path("runs/mine/subnets/70%/model.onnx").exists()
