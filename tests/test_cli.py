@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,8 +15,9 @@ import pytest
 import torch
 from rich.console import Console
 
-from autoslim import inspection, runtimes, trace
+from autoslim import cli, inspection, runtimes, trace
 from autoslim.cli import main
+from autoslim.errors import RunError
 from autoslim.models import build_model
 from autoslim.terminal import print_results
 from test_latency import invented
@@ -166,6 +168,60 @@ def test_a_process_says_everything_before_it_ends(in_tmp: Path) -> None:
     done = ended("--version", first="import autoslim.cli; autoslim.cli.app = None")
     assert done.returncode == 1
     assert "Traceback" in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [["published", "--json"], ["published"], ["--version"], ["slim", "--help"]])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_full_disk_under_the_output_is_one_line(arguments: list[str], unbuffered: str) -> None:
+    script = Path(sys.executable).with_name("autoslim")
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    if not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [script, *arguments], stdout=full, stderr=subprocess.PIPE, text=True, check=False, env=environment
+        )
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert done.stderr.startswith("error: standard output cannot be written: ")
+    with subprocess.Popen([script, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as few:
+        assert few.stdout is not None
+        few.stdout.close()  # as `head` does
+        assert few.stderr is not None
+        assert few.stderr.read() == b""
+
+
+@pytest.mark.parametrize("command", ["run", "train", "slim", "retrain", "export", "report"])
+def test_short_options_mean_the_same_in_every_command(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    meant = {
+        "--system": ("us-net", ["system=us-net"]),
+        "--on-nan": ("skip", ["train.on_nan=skip", "retrain.on_nan=skip"]),
+        "--pretrained": ("w.pth", ['pretrained="w.pth"']),
+    }
+    meant.pop({"slim": "--on-nan", "retrain": "--pretrained"}.get(command, ""), None)
+    opened = []
+    monkeypatch.setattr(cli, "_stages", lambda target, asked, *others, **more: opened.append(asked))
+    options = [text for option, (value, _) in meant.items() for text in (option, value)]
+    assert main([command, "c.yaml", "--set", "seed=3", "--skip-broken", *options]) == 0
+    expected = ["seed=3", "data.skip_broken=true", *(text for _, texts in meant.values() for text in texts)]
+    assert sorted(opened[0]) == sorted(expected)
+
+
+def test_a_mistake_is_said_though_a_signal_comes_on_top(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As torchrun sends one to all processes that have just found out that another is gone."""
+
+    def stages(*arguments: object) -> None:
+        try:
+            raise RunError("lost contact")
+        finally:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(cli, "_is_alone", lambda: False)
+    monkeypatch.setattr(cli, "_say_once", lambda text, error, code: print(text) or code)
+    monkeypatch.setattr(cli, "_stages", stages)
+    assert main(["run", "c.yaml"]) == 2
+    assert capsys.readouterr().out == "error: lost contact\n"
 
 
 @pytest.mark.parametrize("command", ["latency", "slim"])

@@ -13,13 +13,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from torch import nn
 
 import autoslim
 import ranks
-from autoslim.errors import DataError
+from autoslim.distributed import joined
+from autoslim.errors import ConfigError, DataError
 from autoslim.launch import launched
 from test_pipeline import artefacts, config, run
 
@@ -148,6 +150,17 @@ def test_a_broken_environment_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         launched()
 
 
+def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": 1, "LOCAL_RANK": 1, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with (
+        pytest.raises(ConfigError, match="2 processes were started on this machine, and there is 1 GPU"),
+        joined("cuda"),
+    ):
+        pass
+
+
 # --- whole runs ---------------------------------------------------------------------------------------------------
 
 
@@ -207,17 +220,85 @@ def test_a_run_of_two_ends_as_it_would_have_without_a_lost_process_and_may_go_on
     assert alone["train"][:2] == whole["train"][:2]
 
 
+def errors_in(*texts: str) -> list[str]:
+    return [line for text in texts for line in text.splitlines() if line.startswith(("error: ", "Traceback"))]
+
+
+ONLY_RANK_1 = """
+import os
+from small_net import net as usual
+def net(**arguments):
+    if os.environ.get("RANK") == "1":
+        raise ValueError("only here")
+    return usual(**arguments)
+"""
+OTHER_FILE = "sys.argv[2] += os.environ['RANK'].strip('0'); "
+START = "import os, sys; from autoslim.__main__ import entry; {}sys.exit(entry())"
+
+
+@pytest.mark.parametrize(
+    ("first", "options", "expected"),
+    [
+        ("", ["--frobnicate"], "error: No such option: --frobnicate"),
+        ("", ["--device", "cuda"], "error: device 'cuda' cannot be used: "),
+        (OTHER_FILE, [], "error: rank 1 of 2: no configuration file"),
+        (
+            "",
+            ["--set", "model=only.py:net"],
+            "error: rank 1 of 2: model 'only.py:net' cannot be built: ValueError: only",
+        ),
+    ],
+    ids=["option", "device", "no file on one machine", "model on one machine"],
+)
+def test_a_mistake_of_one_or_of_all_is_said_once(
+    first: str, options: list[str], expected: str, config: Path, in_tmp: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (in_tmp / "only.py").write_text(ONLY_RANK_1)
+    monkeypatch.setitem(ENVIRONMENT, "CUDA_VISIBLE_DEVICES", "")
+    codes, outputs = finished(together(2, "-c", START.format(first), "run", str(config), *options))
+    assert codes == [2, 2], outputs
+    (line,) = errors_in(*(err for _, err in outputs))
+    assert line.startswith(expected)
+
+
+def torchrun(*arguments: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    command += ["--master-port", str(free_port()), *map(str, arguments)]
+    return subprocess.Popen(command, env=ENVIRONMENT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def workers_of(launcher: subprocess.Popen[str]) -> list[psutil.Process]:
+    """In the order of their ranks."""
+    found = [p for p in psutil.Process(launcher.pid).children() if "autoslim" in " ".join(p.cmdline())]
+    return sorted(found, key=lambda worker: int(worker.environ()["RANK"]))
+
+
+def test_torchrun_does_not_end_the_process_that_says_what_is_wrong(config: Path, in_tmp: Path) -> None:
+    (in_tmp / "other").mkdir()
+    (in_tmp / "other" / "thesis.tex").touch()
+    process = torchrun("-m", "autoslim", "run", config, "--run-dir", "other")
+    _, err = process.communicate(timeout=400)
+    lines = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert lines == ["error: other exists and is no run directory; choose another with --run-dir"]
+
+
+def test_a_killed_rank_0_ends_the_others_with_one_line(config: Path, in_tmp: Path) -> None:
+    process = torchrun("-m", "autoslim", "run", config, "--run-dir", "lost", "--set", "train.epochs=50")
+    wait_for_epochs(in_tmp / "lost", 2, [process])
+    workers_of(process)[0].kill()
+    _, err = process.communicate(timeout=400)
+    (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert line.startswith("error: rank 1 of 2: ")
+    assert "run the same command again" in line
+
+
 @pytest.mark.slow
 def test_torchrun_starts_lost_processes_again_from_the_last_checkpoint(config: Path, in_tmp: Path) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "2"]
-    command += ["--master-port", str(free_port()), "-m", "autoslim", "run", str(config), "--set", "train.epochs=20"]
-    process = subprocess.Popen(
-        [*command, "--run-dir", "again"], env=ENVIRONMENT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    process = torchrun(
+        "--max-restarts", 2, "-m", "autoslim", "run", config, "--set", "train.epochs=20", "--run-dir", "again"
     )
     wait_for_epochs(in_tmp / "again", 2, [process])
-    import psutil
-
-    workers = [p for p in psutil.Process(process.pid).children() if "autoslim" in " ".join(p.cmdline())]
+    workers = workers_of(process)
     assert len(workers) == 2
     workers[1].kill()
     _, err = process.communicate(timeout=400)

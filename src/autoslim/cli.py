@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
-from contextlib import nullcontext
+import traceback
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -57,33 +59,53 @@ _SkipBroken = Annotated[bool, typer.Option("--skip-broken", help="Leave broken i
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; a user's mistake is one line on standard error and exit code 2."""
+    # among other processes a signal must not come between a mistake and the line that says so
+    with nullcontext() if _is_alone() else interruption.caught():
+        try:
+            return _ended(arguments)
+        except Stopped as stopped:
+            text, code = f"stopped by {stopped}; run the same command again to go on", 128 + stopped.number
+            with suppress(Stopped), interruption.waiting():  # a second SIGINT is not answered
+                mistake = stopped.__context__
+                if isinstance(mistake, AutoSlimError):  # was on its way here, as that a process is lost
+                    return _fail(str(mistake), mistake)
+                _fail(text, stopped, code)
+            return code
+
+
+def _ended(arguments: list[str] | None) -> int:
+    """Run the command line, and say what ended it; its exit code."""
     command = typer.main.get_command(app)
     try:
         code = command.main(args=arguments, prog_name="autoslim", standalone_mode=False)
         if code == _INTERRUPTED:  # how typer hands on a KeyboardInterrupt
             return _stopped()
+        if broken := _unwritten():
+            return _output_failed(broken)
     except AutoSlimError as error:
-        return _fail(str(error))
+        return _fail(str(error), error)
     except KeyboardInterrupt:
         return _stopped()
-    except Stopped as stopped:
-        return _fail(f"stopped by {stopped}; run the same command again to go on", 128 + stopped.number)
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):  # of files it is a RunError
+            return _output_failed(_unwritten() or error)
         shown = getattr(error, "format_message", None)  # a mistake in the arguments, as click reports it
         if shown is None:
             if _is_out_of_memory(error):
                 what = (str(error).strip().splitlines() or [type(error).__name__])[0]
                 return _fail(
                     f"out of memory ({what[:200]}); take smaller batches (train.batch_size, slim.batch_size), smaller "
-                    "images (data.image_size), or stream them (a lower data.memory_gb)"
+                    "images (data.image_size), or stream them (a lower data.memory_gb)",
+                    error,
                 )
             if type(error).__name__ == "Abort":
                 return _stopped()
-            raise
+            if _is_alone():
+                raise
+            return _say_once(traceback.format_exc().rstrip(), error, 1)
         if type(error).__name__ != "NoArgsIsHelpError":
-            return _fail(shown())
-        print(shown(), file=sys.stderr)
-        return 2
+            return _fail(shown(), error)
+        return _say_once(shown(), error, 2)
     return 0
 
 
@@ -95,14 +117,56 @@ def _is_out_of_memory(error: Exception) -> bool:
     return is_out_of_memory(error)
 
 
+def _unwritten() -> OSError | None:
+    """What keeps the rest of the output from being written, as a full disk does; then it is dropped."""
+    try:
+        if sys.stdout is not None:  # as it is when closed
+            sys.stdout.flush()
+    except OSError as error:
+        with suppress(OSError):  # or Python would try once more at its end, and complain
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return error
+    return None
+
+
+def _output_failed(error: OSError) -> int:
+    if error.errno == errno.EPIPE:  # of a reader that has seen enough, as `head`
+        return 1
+    return _fail(f"standard output cannot be written: {error.strerror or error}", error)
+
+
+def _is_alone() -> bool:
+    try:
+        return launched().size == 1
+    except ConfigError:  # what is wrong there is said by whoever needs it
+        return True
+
+
 def _stopped() -> int:
-    return _fail("stopped; run the same command again to go on", _INTERRUPTED)
+    return _fail("stopped; run the same command again to go on", KeyboardInterrupt(), _INTERRUPTED)
 
 
-def _fail(text: str, code: int = 2) -> int:
-    if "WORLD_SIZE" in os.environ and os.environ.get("RANK", "0") != "0" and not text.startswith("rank "):
-        return code  # rank 0 met the same, and says it
-    print(f"error: {' '.join(text.split())}", file=sys.stderr)
+def _fail(text: str, error: BaseException, code: int = 2) -> int:
+    """Say in one line what `error` means; returns the exit code."""
+    text = " ".join(text.split())
+    if not _is_alone() and not launched().is_main:
+        if isinstance(error, Stopped):
+            text = f"{text} (rank 0 says nothing: it may have been killed)"
+        text = f"rank {launched().rank} of {launched().size}: {text}"
+    return _say_once(f"error: {text}", error, code)
+
+
+def _say_once(text: str, error: BaseException, code: int) -> int:
+    """Of several processes that end together one speaks."""
+    if _is_alone():
+        print(text, file=sys.stderr)
+        return code
+    with interruption.waiting():
+        from autoslim.distributed import one_voice
+
+        with one_voice(error) as is_mine:
+            if is_mine:
+                print(text, file=sys.stderr, flush=True)
     return code
 
 
@@ -129,7 +193,8 @@ def run(
     as_json: _Json = False,
 ) -> None:
     """Everything in a row: train the supernet, search, retrain, export, report. Continues where it was killed."""
-    _stages(config, _asked(set_, system, skip_broken, on_nan, pretrained), run_dir, device, threads, as_json)
+    asked = _asked(set_, system=system, skip_broken=skip_broken, on_nan=on_nan, pretrained=pretrained)
+    _stages(config, asked, run_dir, device, threads, as_json)
 
 
 @app.command()
@@ -245,7 +310,8 @@ def _stage_command(name: str, help_text: str) -> None:
         pretrained: _Pretrained = None,
         as_json: _Json = False,
     ) -> None:
-        _stages(config, _asked(set_, system, skip_broken, on_nan, pretrained), run_dir, device, threads, as_json, name)
+        asked = _asked(set_, system=system, skip_broken=skip_broken, on_nan=on_nan, pretrained=pretrained)
+        _stages(config, asked, run_dir, device, threads, as_json, name)
 
     app.command(name, help=help_text)(command)
 
@@ -278,7 +344,7 @@ def retrain(
     as_json: _Json = False,
 ) -> None:
     """Train the nets found, and uniform ones of equal MACs by the same recipe."""
-    asked = _asked(set_, system, skip_broken, on_nan)
+    asked = _asked(set_, system=system, skip_broken=skip_broken, on_nan=on_nan)
     _stages(config, asked, run_dir, device, threads, as_json, "retrain", budgets=budget or [], seed=seed)
 
 
@@ -303,7 +369,7 @@ def slim(
     as_json: _Json = False,
 ) -> None:
     """Search all budgets in one greedy pass on held-out images, or take one more from the path of a finished search."""
-    asked = _asked(set_, system, skip_broken, pretrained)
+    asked = _asked(set_, system=system, skip_broken=skip_broken, pretrained=pretrained)
     if not budget and not ratio:
         _stages(config, asked, run_dir, device, threads, as_json, "slim")
         return
@@ -352,6 +418,7 @@ def _checked(config: Config, budgets: tuple[str, ...], where: str) -> Config:
 
 def _asked(
     set_: list[str] | None,
+    *,
     system: str | None,
     skip_broken: bool,
     on_nan: str | None = None,
@@ -411,9 +478,12 @@ def _work(
     # every shape is a compiled kernel to oneDNN; a supernet has thousands, and the default cache of 1024 thrashes
     # (a quarter of the time of a sandwich step on CPU). Must be set before torch is imported.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "4096")
-    from autoslim.distributed import joined
-    from autoslim.pipeline import prepare, run_stages
-
+    # half an import of torch cannot be done again, and what stopped it is still to be said
+    with interruption.waiting():
+        from autoslim.distributed import joined
+        from autoslim.pipeline import prepare, run_stages
+    if interruption.is_asked:
+        raise interruption.stop()
     with joined(opened.config.device) as world:
         if world.size > 1:
             progress.say(f"{world.size} processes share the work")

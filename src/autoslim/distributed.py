@@ -7,6 +7,8 @@ beside the gradients (losses, a signal to stop) rides in the same buffer. So a s
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -18,12 +20,18 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from autoslim.errors import AutoSlimError, ConfigError, DataError, RunError
-from autoslim.launch import launched
+from autoslim.errors import AutoSlimError, ConfigError, DataError, RunError, counted
+from autoslim.interruption import Stopped
+from autoslim.launch import Launch, launched
 
 T = TypeVar("T")
 _PATIENCE = timedelta(hours=3)  # rank 0 evaluates and exports alone while the others wait
-_SAME_TIME = timedelta(seconds=10)  # so far apart may ranks find the same mistake
+_SAME_TIME = 10.0  # seconds; so far apart may ranks find the same mistake, and torchrun kills after 30
+_TO_CONNECT = timedelta(seconds=30)  # before a mistake is said without asking the others
+_TO_HEAR = 5.0  # seconds that a store which ends with rank 0 is kept for the others
+_POLL = 0.1  # seconds; a wait inside torch would let no signal through
+
+_kept: list[Any] = []  # the store of this process once it is open: the process group does not outlive it
 
 
 @dataclass(frozen=True)
@@ -46,15 +54,15 @@ def world() -> World:
     return World()
 
 
-class _SaidByMain(AutoSlimError):
-    """A mistake that rank 0 met, and reports."""
+class LostContact(RunError):
+    """Another process of the job is gone."""
 
 
 @contextmanager
 def joined(device: str) -> Iterator[World]:
     """Join the processes that a launcher started (gloo on CPU, nccl on CUDA); alone, or in a group already, do nothing.
 
-    A mistake that only another rank than 0 has says which one it is.
+    Raises `ConfigError` if this process has no such device, and `RunError` if another one has failed before it joined.
     """
     launch = launched()
     if launch.size == 1 or (dist.is_available() and dist.is_initialized()):
@@ -62,56 +70,101 @@ def joined(device: str) -> Iterator[World]:
         return
     if not dist.is_available():
         raise RunError("this build of PyTorch has no torch.distributed; start one process only")
-    from torch.distributed.distributed_c10d import PrefixStore
-    from torch.distributed.rendezvous import rendezvous
-
+    backend = "gloo"
     if device.startswith("cuda"):
-        torch.cuda.set_device(launch.local_rank)
+        torch.cuda.set_device(_own_gpu(device, launch))
         backend = "cpu:gloo,cuda:nccl"
-    else:
-        backend = "gloo"
     with _contact():
-        store, rank, size = next(rendezvous("env://", timeout=_PATIENCE))
-        # torchrun with a fixed port keeps its store when it starts lost processes again, and in it the addresses of
-        # those before: every attempt has names of its own
-        store = PrefixStore(f"attempt_{launch.attempt}", store)
-        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_PATIENCE)
-    try:
-        yield world()
-    except AutoSlimError as error:
-        if launch.is_main:
-            _tell(store, str(error))
-            raise
-        if isinstance(error, _SaidByMain) or _was_told(store, str(error)):
-            raise SystemExit(2) from error
-        raise type(error)(f"rank {launch.rank} of {launch.size}: {error}") from error
+        store = _store(launch, _PATIENCE)
+        _call_roll(store, launch)
+        dist.init_process_group(backend, store=store, rank=launch.rank, world_size=launch.size, timeout=_PATIENCE)
+    yield world()
     dist.destroy_process_group()
 
 
-def usable_device(name: str) -> torch.device:
-    """The device of a name; `ConfigError` if nothing can be computed there."""
+def _store(launch: Launch, patience: timedelta) -> Any:
+    """What all processes of the job can read and write."""
+    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
+
+    if not _kept:
+        store, _, _ = next(rendezvous("env://", timeout=patience))
+        # torchrun with a fixed port keeps its store when it starts lost processes again, and in it the addresses of
+        # those before: every attempt has names of its own
+        _kept.append(PrefixStore(f"attempt_{launch.attempt}", store))
+    return _kept[0]
+
+
+def _call_roll(store: Any, launch: Launch) -> None:
+    """Return when all ranks are about to join; `RunError` if one of them never will."""
+    store.add("here", 1)
+    end = time.monotonic() + _PATIENCE.total_seconds()
+    while store.add("here", 0) < launch.size:
+        if store.check(["claimed"]):
+            raise RunError("another process of this job has failed")
+        if time.monotonic() > end:
+            raise RunError(f"of {launch.size} processes only {store.add('here', 0)} came")
+        time.sleep(_POLL)
+
+
+@contextmanager
+def one_voice(error: BaseException) -> Iterator[bool]:
+    """Is it for this process to say what ended the job? One does, and the others go on when it has.
+
+    torchrun ends all processes as soon as one has ended, so nobody may leave before the right line is out. Whoever
+    comes first speaks, after giving rank 0 time to find the same mistake; but nobody waits when a process is lost, for
+    it may have been rank 0. What a signal stopped rank 0 says, unless it is gone.
+    """
+    launch = launched()
+    is_stop = isinstance(error, Stopped | KeyboardInterrupt)
+    if is_stop and not launch.is_main and not _kept:
+        yield False  # nobody knows this process yet
+        return
+    seconds = 0.0 if launch.is_main or isinstance(error, LostContact) else _SAME_TIME
+    try:
+        store = _store(launch, _TO_CONNECT)
+        _wait_until(lambda: store.check(["claimed"]), seconds)
+        is_first = store.add("claimed", 1) == 1
+    except Exception:  # of torch, if it cannot be imported, or of sockets: rather twice than never
+        yield launch.is_main or not is_stop
+        return
+    yield is_first
+    with suppress(RuntimeError):  # whoever held the store is gone
+        if is_first:
+            store.set("said", "")
+        else:
+            _wait_until(lambda: store.check(["said"]), _SAME_TIME)
+        store.add("heard", 1)
+        if launch.is_main and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+            _wait_until(lambda: store.add("heard", 0) >= launch.size, _TO_HEAR)
+
+
+def _wait_until(is_so: Callable[[], bool], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not is_so() and time.monotonic() < end:
+        time.sleep(_POLL)
+
+
+def usable_device(name: str, asked: str | None = None) -> torch.device:
+    """The device of a name; `ConfigError`, with the name that was `asked` for, if nothing can be computed there."""
     try:
         device = torch.device(name)
         float(torch.zeros(1, device=device))  # the meta device makes tensors, and has no numbers in them
     except (RuntimeError, AssertionError) as error:
         first = (str(error).splitlines() or [""])[0]
-        raise ConfigError(f"device {name!r} cannot be used: {first}; cpu always works") from error
+        raise ConfigError(f"device {asked or name!r} cannot be used: {first}; cpu always works") from error
     return device
 
 
-def _tell(store: Any, mistake: str) -> None:
-    """As rank 0: all ranks may have made the same mistake, and one line is enough."""
-    with suppress(RuntimeError):
-        store.set("mistake", mistake)
-
-
-def _was_told(store: Any, mistake: str) -> bool:
-    """Did rank 0 say the same?"""
-    try:
-        store.wait(["mistake"], _SAME_TIME)
-        return bool(store.get("mistake").decode() == mistake)
-    except (RuntimeError, UnicodeError):
-        return False
+def _own_gpu(device: str, launch: Launch) -> torch.device:
+    """The GPU of this process."""
+    count = torch.cuda.device_count()
+    if device == "cuda" and 0 < count <= launch.local_rank:
+        raise ConfigError(
+            f"device 'cuda' cannot be used: {launch.local_size} processes were started on this machine, and there "
+            f"{'is' if count == 1 else 'are'} {counted(count, 'GPU')}; start one process for each GPU"
+        )
+    return usable_device(local_device(device), device)
 
 
 def local_device(device: str) -> str:
@@ -121,7 +174,10 @@ def local_device(device: str) -> str:
 
 
 def agreed(compute: Callable[[], T]) -> T:
-    """What rank 0 computes, on every rank: for whatever depends on files. The others compute nothing."""
+    """What rank 0 computes, on every rank: for whatever depends on files. The others compute nothing.
+
+    A mistake of rank 0 is raised on all of them.
+    """
     here = world()
     if here.size == 1:
         return compute()
@@ -137,7 +193,7 @@ def agreed(compute: Callable[[], T]) -> T:
     if failed is not None:
         raise failed
     if box[1] is not None:
-        raise _SaidByMain(box[1])
+        raise AutoSlimError(box[1])
     return box[0]  # type: ignore[no-any-return]
 
 
@@ -236,7 +292,7 @@ def _contact() -> Iterator[None]:
         raise
     except (RuntimeError, ValueError) as error:  # DistBackendError and the like are RuntimeErrors
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise RunError(
+        raise LostContact(
             f"lost contact with the other processes of this job ({first[:160]}); one was killed or failed: run the "
             "same command again to go on from the last checkpoint (torchrun --max-restarts does it by itself)"
         ) from error
