@@ -77,5 +77,5 @@ def test_what_cannot_be_screened_is_named() -> None:
 
     with pytest.raises(ConfigError, match="score with a gradient"):
         next(greedy_slim(supernet.space, ReuseJudge(supernet, batches, hits, screen=1), MacCost(supernet.space), "50%"))
-    with pytest.raises(ConfigError, match="screen must be at least 1"):
+    with pytest.raises(ConfigError, match="screen must be a whole number of at least 1"):
         RacingJudge(supernet, batches, screen=0)

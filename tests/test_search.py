@@ -6,6 +6,7 @@ import random
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -527,6 +528,28 @@ def test_a_judge_that_cannot_judge_is_refused(judge: object) -> None:
 def test_no_budget_at_all_is_refused() -> None:
     with pytest.raises(BudgetError, match="no budget was given"):
         greedy_slim(SPACE, likes_b, cost, None)  # type: ignore[arg-type]
+    for budgets in ([None], object()):
+        with pytest.raises(BudgetError, match="give a number in the unit of the cost, or text such as '50%'"):
+            greedy_slim(SPACE, likes_b, cost, budgets)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="cost None cannot be asked"):
+        greedy_slim(SPACE, likes_b, None, "50%")  # type: ignore[arg-type]
+
+
+def test_numbers_of_numpy_and_torch_and_plain_mappings_are_taken() -> None:
+    limit = int(0.5 * cost(SPACE.full()))
+    expected = list(greedy_slim(SPACE, likes_b, cost, limit))
+    for budget in (np.int64(limit), np.float32(limit), torch.tensor(limit), np.array([limit]), [np.int64(limit)]):
+        assert list(greedy_slim(SPACE, likes_b, cost, budget)) == expected  # type: ignore[arg-type]
+    start = dict(expected[0].widths)
+    assert list(greedy_slim(SPACE, likes_b, cost, limit, start=start)) == expected[1:]
+    with pytest.raises(SpaceError, match="no channel group 'd'"):
+        greedy_slim(SPACE, likes_b, cost, limit, start={**start, "d": 1})
+
+
+@pytest.mark.parametrize(("divisor", "least"), [(2.5, 0.5), ("8", 0.5), (8, "0.5"), (8, None)])
+def test_choices_that_cannot_be_are_refused(divisor: object, least: object) -> None:
+    with pytest.raises(SpaceError, match="divisor must be a whole number of at least 1 and min_ratio in"):
+        SPACE.with_choices(8, divisor, least)  # type: ignore[arg-type]
 
 
 def test_a_latency_that_widths_do_not_change_is_said_to_be_so() -> None:

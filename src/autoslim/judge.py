@@ -144,8 +144,8 @@ class ReuseJudge(Judge):
         world: World | None = None,
     ) -> None:
         super().__init__(supernet, batches, score, also=also, world=world)
-        if screen is not None and screen < 1:
-            raise ConfigError(f"screen must be at least 1 candidate, or None for all, got {screen}")
+        if screen is not None and not (isinstance(screen, int) and screen >= 1):
+            raise ConfigError(f"screen must be a whole number of at least 1 candidate, or None for all, got {screen!r}")
         self.keep_bytes, self.screen = keep_bytes, screen
 
     @cached_property
@@ -316,8 +316,8 @@ class RacingJudge(ReuseJudge):
         world: World | None = None,
     ) -> None:
         super().__init__(supernet, batches, score, also=also, keep_bytes=keep_bytes, screen=screen, world=world)
-        if not 0 < confidence <= 1:
-            raise ConfigError(f"confidence must lie above 0 and at most at 1, got {confidence}")
+        if not (isinstance(confidence, (int, float)) and 0 < confidence <= 1):
+            raise ConfigError(f"confidence must be a number above 0 and at most 1, got {confidence!r}")
         self.confidence = confidence
         self._sizes = [count_of(inputs, targets) for inputs, targets in self.batches]
         self._looks = looks(len(self.batches))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from autoslim.cost import METRICS, Budget, Cost, check_metric, counted_by, number_of
 from autoslim.errors import BudgetError, ConfigError, nearest
@@ -21,7 +22,7 @@ def greedy_slim(
     budgets: Iterable[float | str] | float | str,
     *,
     rule: str = "score",
-    start: Widths | None = None,
+    start: Mapping[str, int] | None = None,
     on_candidate: Callable[[str, float], None] | None = None,
 ) -> Iterator[SlimStep]:
     """Take the bin away that hurts least, again and again, until the lowest budget is met; yields every step.
@@ -44,18 +45,38 @@ def greedy_slim(
             f"judge {judge!r} cannot be asked; give RacingJudge(supernet, batches), ReuseJudge or Judge likewise, or "
             "any callable Widths -> float"
         )
-    limits = [_limit(b, cost, space) for b in ([budgets] if isinstance(budgets, (str, int, float)) else budgets or ())]
+    if not callable(cost):
+        raise ConfigError(f"cost {cost!r} cannot be asked; give MacCost(space) or any callable Widths -> float")
+    limits = [_limit(budget, cost, space) for budget in _listed(budgets)]
     if not limits:
         raise BudgetError("no budget was given; write for example 50%")
     if rule not in RULES:
         raise BudgetError(f"no rule {rule!r} for greedy steps; {nearest(rule, RULES)}")
     on_candidate = on_candidate or (lambda group, score: None)
     numbers = partial(number_of, cost)
-    return _steps(space, judge, numbers, min(limits), start or space.full(), on_candidate, rule)
+    begin = space.full() if start is None else Widths(start)
+    space.check(begin)
+    return _steps(space, judge, numbers, min(limits), begin, on_candidate, rule)
 
 
-def _limit(budget: float | str, cost: Cost, space: ChannelSpace) -> float:
+def _listed(budgets: Any) -> list[Any]:
+    """One budget is a list of one; numbers of numpy and torch cannot be told from lists by their type."""
+    if budgets is None or isinstance(budgets, str):
+        return [] if budgets is None else [budgets]
+    try:
+        return list(budgets)
+    except TypeError:
+        return [budgets]
+
+
+def _limit(budget: Any, cost: Cost, space: ChannelSpace) -> float:
     if not isinstance(budget, str):
+        try:
+            budget = float(budget)  # of numpy and torch too
+        except (TypeError, ValueError, RuntimeError):
+            raise BudgetError(
+                f"budget {budget!r} is none; give a number in the unit of the cost, or text such as '50%'"
+            ) from None
         return Budget(f"{budget:g}", "macs", budget, False).limit(cost, space)
     several = Budget.parse_all(budget, None if counted_by(cost) is None else METRICS)
     if len(several) > 1:

@@ -382,9 +382,11 @@ class ChannelSpace:
             divisor = 8
         from_zero = bins in ("paper-from-zero", "multiples")
         count, size = parse_bins(bins)
-        if divisor < 1 or not 0 < min_ratio <= 1:
+        is_number = isinstance(divisor, int) and isinstance(min_ratio, (int, float))
+        if not is_number or divisor < 1 or not 0 < min_ratio <= 1:
             raise SpaceError(
-                f"divisor must be at least 1 and min_ratio in (0, 1], got divisor={divisor}, min_ratio={min_ratio}"
+                f"divisor must be a whole number of at least 1 and min_ratio in (0, 1], got divisor={divisor!r}, "
+                f"min_ratio={min_ratio!r}"
             )
 
         def bin_size(full: int) -> int:
