@@ -567,7 +567,7 @@ def _cut_further(
     The axes are those of so many `samples`; they may be folded into one that channels lie along.
     """
     for dim, axis in enumerate(axes):
-        if not axis.groups:
+        if all(before[group] == after[group] for group in axis.groups):
             continue
         old = axis.positions(before)
         if len(old) == tensor.shape[dim]:
