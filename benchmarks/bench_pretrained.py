@@ -2,7 +2,7 @@
 
     PYTHON=.venv/bin/python bash ../shared/data/fetch.sh       # or any folder with cifar10.npz and efficientnet-lite0.pth: --data
     python benchmarks/bench_pretrained.py --train-images 16000 --supernet-epochs 3 --epochs 3 --search-images 500 --bins 6 --fresh
-                                                               # results/pretrained.{json,md}: two hours of one idle core, resumes without --fresh
+                                                               # results/pretrained.{json,md}: three hours of one idle core, resumes without --fresh
     python benchmarks/bench_pretrained.py --fresh              # the default setting: 25 minutes, and too short to say much (benchmarks/LOG.md)
     python benchmarks/bench_pretrained.py --quick              # pretrained-quick.{json,md}: a few minutes
     python benchmarks/bench_pretrained.py --estimate           # how long it would take here
