@@ -17,7 +17,7 @@ import nets
 from autoslim import Judge, MacCost, RacingJudge, ReuseJudge, Supernet, Widths, greedy_slim, trace
 from autoslim.calibrate import batch_statistics, recalibrate_batchnorm
 from autoslim.errors import ConfigError
-from autoslim.judge import evaluate, negative_loss
+from autoslim.judge import count_of, evaluate, negative_loss
 from autoslim.reuse import Diverged, Reuse
 from autoslim.slicing import run_subnet
 from autoslim.space import ChannelSpace
@@ -245,6 +245,22 @@ def test_targets_of_several_heads_weigh_batches_by_their_samples(form: Callable[
         for judge in (RacingJudge(supernet, several, score), RacingJudge(supernet, batches))
     )
     assert path == expected
+
+
+@pytest.mark.parametrize(
+    ("inputs", "targets", "count"),
+    [
+        (torch.zeros(7, 3, 4, 4), {"labels": torch.zeros(7), "boxes": torch.zeros(20, 4)}, 7),
+        (torch.zeros(7, 3, 4, 4), torch.zeros(20, 5), 7),  # the boxes of all images
+        ([torch.zeros(3, 4, 4), torch.zeros(3, 5, 5)], [{"boxes": torch.zeros(1, 4)}, {"boxes": torch.zeros(9, 4)}], 2),
+        ([torch.zeros(7, 3, 4, 4), torch.zeros(7, 3, 2, 2)], torch.zeros(7), 7),  # one argument: two scales
+        ((torch.zeros(7, 3, 4, 4), torch.zeros(())), (torch.zeros(7), torch.zeros(7)), 7),
+        ({"scale": 2.0, "images": torch.zeros(7, 3, 4, 4)}, [torch.zeros(7), torch.zeros(7)], 7),
+        (("a", "b", "c"), [0, 1, 2], 3),
+    ],
+)
+def test_samples_of_a_batch_are_counted_whatever_it_is_made_of(inputs: Any, targets: Any, count: int) -> None:
+    assert count_of(inputs, targets) == count
 
 
 @pytest.mark.parametrize(

@@ -440,9 +440,9 @@ class _Sums:
 
 def count_of(inputs: Any, targets: Any) -> int:
     """How many samples a batch has; its targets may be those of several heads, and its inputs a list of images."""
-    if isinstance(inputs, (Tensor, list)):
+    if isinstance(inputs, Tensor):
         return len(inputs)
-    if isinstance(targets, Tensor):
+    if isinstance(targets, Tensor) or (isinstance(inputs, list) and len(inputs) == len(targets)):
         return len(targets)
     is_told = any(isinstance(leaf, Tensor) and leaf.ndim for leaf in tree_leaves(inputs))
     return samples_of(inputs) if is_told else len(targets)

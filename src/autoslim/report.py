@@ -847,7 +847,7 @@ def _stage_trace(stage: Record, key: str, subnets: Sequence[Record]) -> Figure:
         points,
         {"color": colour, "size": 5, "symbol": "circle"},
         mode="lines+markers" if few else "lines",
-        line={"color": colour, "width": 2, "dash": "dash" if kind == "uniform" else "solid"},
+        line={"color": colour, "width": 2, "dash": {"uniform": "dash", "plain": "dot"}.get(kind, "solid")},
     )
 
 
