@@ -528,6 +528,14 @@ def test_budgets_that_are_added_do_not_change_the_rule_of_the_search(
     assert (in_tmp / "one/slim.jsonl").read_bytes() == (in_tmp / "other/slim.jsonl").read_bytes()
 
 
+def test_more_held_out_images_than_there_are_is_said(
+    config: Path, in_tmp: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("train", config, "--set", "slim.images=100000", "--set", "train.epochs=1") == 0
+    assert run("slim", "runs/small") == 0
+    assert "on the 150 images held out, for there are no 100000" in " ".join(capsys.readouterr().err.split())
+
+
 def test_a_budget_beyond_the_path_continues_the_search(config: Path, in_tmp: Path) -> None:
     budgets = ("--set", "slim.budgets=[80%, 40%]")
     assert run("run", config, "--run-dir", "whole", *budgets) == 0

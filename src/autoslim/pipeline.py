@@ -453,6 +453,9 @@ def slim_stage(job: Job) -> None:
     steps = agreed(lambda: read_path(job.run, job.space, job.costs["macs"]))
     images = job.held_out()
     slim, fit = job.config.slim, job.fit
+    there_are = len(job.data.holdout)
+    if slim.images is not None and slim.images > there_are:
+        job.progress.say(f"search: on the {there_are} images held out, for there are no {slim.images} (data.holdout)")
     if slim.memory_gb is not None and not steps:
         kept = (
             f"up to {fit.keep_bytes / 1e9:.2g} GB of a pass are kept" if fit.keep_bytes else "nothing is kept of a pass"
