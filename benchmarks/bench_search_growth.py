@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import re
 import statistics
-import time
 from pathlib import Path
 from typing import Any
 
@@ -53,16 +52,15 @@ def search(data: ImageData, setting: dict[str, int], options: argparse.Namespace
     cost = MacCost(space)
     limit = (cost(space.full()) + cost(space.smallest())) / 2
     racing, single = RacingJudge(bench.supernet, images), Judge(bench.supernet, images)
-    clock = time.process_time if options.threads == 1 else time.perf_counter
     widths, seconds, alone, candidates, steps = space.full(), 0.0, list[float](), 0, 0
     while cost(widths) > limit:
         nets = {group: net for group in space.groups if (net := space.narrowed(widths, group)) is not None}
-        started = clock()
+        started = bench.clock()
         found = racing.compare(widths, nets)
-        seconds += clock() - started
-        started = clock()
+        seconds += bench.clock() - started
+        started = bench.clock()
         single(list(nets.values())[steps % len(nets)])
-        alone.append(clock() - started)
+        alone.append(bench.clock() - started)
         widths = nets[max(found, key=lambda group: found[group][1])]
         candidates, steps = candidates + len(nets), steps + 1
     times = {"racing": round(seconds, 1), "exhaustive": round(statistics.median(alone) * candidates, 1)}

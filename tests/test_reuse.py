@@ -18,6 +18,7 @@ from autoslim import Judge, MacCost, RacingJudge, ReuseJudge, Supernet, Widths, 
 from autoslim.calibrate import batch_statistics, recalibrate_batchnorm
 from autoslim.errors import ConfigError
 from autoslim.judge import count_of, evaluate, negative_loss
+from autoslim.precision import lowered, rounding_of
 from autoslim.reuse import Diverged, Reuse
 from autoslim.slicing import run_subnet
 from autoslim.space import ChannelSpace
@@ -219,6 +220,8 @@ def test_judges_agree_on_nets_that_keep_or_change_things(kind: type[nn.Module]) 
     before = [images.clone() for images, _ in batches]
     supernet = Supernet(net, trace(net, torch.randn(2, 3, 8, 8)).with_choices(bins=4, divisor=2, min_ratio=0.25))
     _assert_judges_agree(supernet, batches)
+    next(greedy_slim(supernet.space, ReuseJudge(supernet, batches, screen=1), MacCost(supernet.space), ["50%"]))
+    rounding_of(supernet, lowered(supernet), batches, negative_loss)
     assert evaluate(net, batches) == evaluate(net, batches)
     recalibrate_batchnorm(net, [images for images, _ in batches])
     assert all(torch.equal(images, old) for (images, _), old in zip(batches, before, strict=True))

@@ -25,11 +25,16 @@ class Lender:
         if self._writes is False:
             yield inputs
             return
-        own = tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, inputs)
+        own = cloned(inputs)
         before = _versions(own)
         yield own
         if self._writes is None:
             self._writes = _versions(own) != before
+
+
+def cloned(value: Any) -> Any:
+    """The same with a copy of each tensor in it."""
+    return tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, value)
 
 
 def _versions(inputs: Any) -> list[int]:

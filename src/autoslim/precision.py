@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_map
 
 from autoslim.calibrate import batch_statistics
 from autoslim.judge import Score, count_of
+from autoslim.lending import cloned
 from autoslim.slicing import copy_module, run_subnet
 from autoslim.supernet import Supernet
 from autoslim.tracing import split_input
@@ -71,6 +72,6 @@ def rounding_of(supernet: Supernet, low: Supernet, batches: Sequence[tuple[Any, 
 
 
 def _scores(supernet: Supernet, widths: Any, inputs: Any, targets: Any, score: Score) -> Tensor:
-    args, kwargs = split_input(inputs)
+    args, kwargs = split_input(cloned(inputs))  # the model may change them
     with torch.no_grad(), batch_statistics(supernet.model):
         return score(run_subnet(supernet.model, supernet.space, widths, args, kwargs), targets).double().cpu()

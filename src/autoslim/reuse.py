@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from autoslim.distributed import samples_of
+from autoslim.lending import cloned
 from autoslim.lifetimes import is_silent
 from autoslim.replay import Make, Program, Recording, Written, flat, plain_of, shapes_of
 from autoslim.slicing import active_tensors, copy_module, cut, run_subnet
@@ -83,6 +84,15 @@ class _Look:
         return torch.empty_strided(tuple(shape), strides, dtype=self.dtype, device=self.device)
 
 
+@contextmanager
+def _diverging() -> Iterator[None]:
+    """An operator that fails on what a plan gives it says that the plan does not hold."""
+    try:
+        yield
+    except (RuntimeError, AssertionError) as error:  # what fails as a whole too will say so there
+        raise Diverged(str(error)) from error
+
+
 class Reuse:
     """Runs nets of a model that differ from another in one group, computing only what differs.
 
@@ -131,16 +141,13 @@ class Reuse:
         """The operators whose results the candidates of `groups` need."""
         return frozenset(index for group in groups for index in self._known(group).needed)
 
+    @_diverging()
     def keep(self, widths: Widths, inputs: Any, groups: Iterable[str], *, record: bool = True) -> tuple[Any, Kept]:
         """The output at `widths`, and what the candidates of `groups` need of the pass.
 
         With `record`, the pass is written down the first time, for which all its results are kept until it ends, and
         from then on run without the code of the model. Raises `Diverged` where that cannot be done.
         """
-        with _diverging():
-            return self._keep(widths, inputs, groups, record)
-
-    def _keep(self, widths: Widths, inputs: Any, groups: Iterable[str], record: bool) -> tuple[Any, Kept]:
         self._bind(widths)
         needed, shapes = self.needed(groups), shapes_of(inputs)
         for given, known, first in self._kept:
@@ -160,6 +167,7 @@ class Reuse:
             self._is_keeping_writable = isinstance(program, Program)
         return output, mode.kept
 
+    @_diverging()
     def run(self, kept: Kept, group: str, widths: Widths, inputs: Any, *, record: bool = True) -> Any:
         """The output at `widths`, which differ from those of the pass kept in one group.
 
@@ -168,10 +176,6 @@ class Reuse:
         the other groups too, unless that code looks at sizes of tensors, by which its path may depend on widths. Raises
         `Diverged` where the plan does not hold for these inputs and widths: run it as a whole.
         """
-        with _diverging():
-            return self._run(kept, group, widths, inputs, record)
-
-    def _run(self, kept: Kept, group: str, widths: Widths, inputs: Any, record: bool) -> Any:
         self._bind(kept.widths)
         shapes = shapes_of(inputs)
         bound = self._bound.setdefault((group, widths[group]), [])
@@ -256,15 +260,6 @@ class Reuse:
             return run_subnet(model, self.space, widths, args, kwargs, given, mode)
 
 
-@contextmanager
-def _diverging() -> Iterator[None]:
-    """An operator that fails on what a plan gives it says that the plan does not hold."""
-    try:
-        yield
-    except (RuntimeError, AssertionError) as error:  # what fails as a whole too will say so there
-        raise Diverged(str(error)) from error
-
-
 # --- finding out -------------------------------------------------------------------------------------------------
 
 
@@ -315,9 +310,7 @@ class _Finding:
 
     def on(self, model: nn.Module, *modes: Any) -> Any:
         """A pass under modes."""
-        args, kwargs = split_input(
-            tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, self.inputs)
-        )
+        args, kwargs = split_input(cloned(self.inputs))  # the model may change them
         with ExitStack() as stack:
             stack.enter_context(torch.no_grad())
             for mode in filter(None, modes):
@@ -325,9 +318,8 @@ class _Finding:
             return model(*args, **kwargs)
 
     def _run(self, widths: Widths, mode: AbstractContextManager[Any] | None, inputs: Any = None) -> Any:
-        inputs = self.inputs if inputs is None else inputs
-        own = tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, inputs)  # it may change them
-        return self.reuse.pass_of(self.model, widths, own, mode)
+        inputs = cloned(self.inputs if inputs is None else inputs)
+        return self.reuse.pass_of(self.model, widths, inputs, mode)
 
     def _found(self, group: str) -> Plan | None:
         computed, needed = set[int](), set[int]()
@@ -477,7 +469,7 @@ class _Comparing(_InOrder):  # type: ignore[no-untyped-call]
         else:
             self.reads.append(reads)
             self.plain.append(_plain(func, args, kwargs))
-            self.results.append(tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, result))
+            self.results.append(cloned(result))
         for leaf in writes:
             self.overwritten |= self._made_at.get(_place(leaf), set())
         for leaf in (*writes, *leaves):
@@ -505,7 +497,7 @@ class _Comparing(_InOrder):  # type: ignore[no-untyped-call]
         assert self.first is not None
         if func.is_view:
             return func(*args, **kwargs)
-        return tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, self.first.results[index])
+        return cloned(self.first.results[index])
 
     def _is_slice(self, index: int, leaves: Sequence[Any]) -> bool:
         """Are the results those of the first pass without the channels taken away?"""

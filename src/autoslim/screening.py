@@ -12,6 +12,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from autoslim.calibrate import batch_statistics
 from autoslim.errors import ConfigError
+from autoslim.lending import cloned
 from autoslim.slicing import run_subnet
 from autoslim.slim import rank
 from autoslim.space import ChannelSpace, Widths
@@ -62,7 +63,7 @@ def estimates(
     model, space = supernet.model, supernet.space
     parameters = {name: p for name, p in model.named_parameters() if p.is_floating_point() and name in space.parameters}
     inputs, targets = batch
-    args, kwargs = split_input(inputs)
+    args, kwargs = split_input(cloned(inputs))  # the model may change them
     with torch.enable_grad(), batch_statistics(model), _with_gradients(parameters.values()):
         output = run_subnet(model, space, widths, args, kwargs)
         mean = score(output, targets).mean()

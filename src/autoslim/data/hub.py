@@ -74,6 +74,7 @@ def read_hub(given: str, image_column: str | None, label_column: str | None) -> 
         raise DataError(f"has no split train; it has {', '.join(map(str, splits)) or 'none'}")
     images = _image_column(datasets, train.features, image_column)
     labels = _label_column(datasets, train.features, label_column)
+    _check_label_type(datasets, train.features, labels)
     test, remarks = _test_split(splits, labels)
     for split in (train, *([] if test is None else [test])):
         if not len(split):
@@ -81,7 +82,8 @@ def read_hub(given: str, image_column: str | None, label_column: str | None) -> 
         for column in (images, labels):
             if column not in split.features:
                 raise DataError(f"its test split has no column {column!r}; it has {', '.join(split.features)}")
-        _check_label_type(datasets, split.features, labels)
+    if test is not None:
+        _check_label_type(datasets, test.features, labels)
     names = getattr(train.features[labels], "names", None)
     if names is None and train.features[labels].dtype in ("string", "large_string"):
         names = sorted({str(value) for value in train.unique(labels)})
@@ -177,14 +179,12 @@ def _label_column(datasets: Any, features: Mapping[str, Any], given: str | None)
     if given is not None:
         if given not in features:
             raise DataError(f"has no column {given!r}; {nearest(given, features)}")
-        _check_label_type(datasets, features, given)
         return given
     columns = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
     columns = columns or [name for name in _LABEL_COLUMNS if name in features]
     if len(columns) != 1:
         found = f"has several columns of labels ({', '.join(columns)})" if columns else "has no column of labels"
         raise DataError(f"{found}; its columns are {', '.join(features)}: set label_column")
-    _check_label_type(datasets, features, columns[0])
     return columns[0]
 
 
