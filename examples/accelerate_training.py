@@ -4,7 +4,8 @@
     accelerate launch examples/accelerate_training.py        # on what `accelerate config` has set up
 
 Accelerate keeps device, precision and the loader; the step is one call with `backward=accelerator.backward`. With
-several processes the gradients are averaged once per step, after the four backward passes of the sandwich.
+several processes `prepare` gives DistributedDataParallel, and gradients are averaged once per step, in the last of the
+four backward passes of the sandwich.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import random
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import autoslim
@@ -50,11 +51,10 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     set_seed(0)  # the same weights on every process
     model = network()
     space = autoslim.trace(model, torch.zeros(1, 1, 16, 16)).with_choices(bins=8, divisor=4, min_ratio=0.25)
-    # not through `prepare`, whose wrapper averages gradients at every backward: the sandwich has four
-    model = model.to(accelerator.device)
     supernet = autoslim.Supernet(model, space).train()
-    optimizer, loader = accelerator.prepare(
-        torch.optim.AdamW(supernet.parameters(), 3e-3), DataLoader(bars(options.images, 1), 50, shuffle=True)
+    optimizer = torch.optim.AdamW(supernet.parameters(), 3e-3)
+    prepared, optimizer, loader = accelerator.prepare(
+        supernet, optimizer, DataLoader(bars(options.images, 1), 50, shuffle=True)
     )
 
     rng = random.Random(accelerator.process_index)  # each process its own random widths
@@ -63,14 +63,13 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
             optimizer.zero_grad()
             with accelerator.autocast():
                 losses = autoslim.sandwich_backward(
-                    supernet,
+                    prepared,
                     images,
                     labels,
                     loss=nn.functional.cross_entropy,
                     rng=rng,
                     backward=accelerator.backward,
                 )
-            average(accelerator, model)
             optimizer.step()
         accelerator.print(f"epoch {epoch + 1}: {', '.join(f'{key} {value:.3f}' for key, value in losses.items())}")
 
@@ -86,15 +85,6 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     }
     accelerator.print(", ".join(f"{name} {value:.3f}" for name, value in results.items()))
     return results
-
-
-def average(accelerator: Accelerator, model: nn.Module) -> None:
-    """The mean of the gradients over all processes; nothing to do for one."""
-    if accelerator.num_processes == 1:
-        return
-    for parameter in model.parameters():
-        if isinstance(parameter.grad, Tensor):
-            parameter.grad = accelerator.reduce(parameter.grad, reduction="mean")
 
 
 if __name__ == "__main__":

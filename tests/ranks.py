@@ -7,13 +7,13 @@ import os
 import random
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 import autoslim
-from autoslim.distributed import agreed, average_gradients, gathered, joined, share_of, world
+from autoslim.distributed import GradientAverage, agreed, gathered, joined, share_of, world
 from autoslim.losses import plain_backward
 from autoslim.recipe import Recipe, SupernetRecipe
 from autoslim.train import Training, plain_step, sandwich_step
@@ -55,26 +55,60 @@ def searched() -> autoslim.Supernet:
 def gradients(here: object) -> dict[str, object]:
     """Sandwich gradients of unequal shares of a batch (5 and 4 images), and how often was reduced."""
     model = supernet()
-    calls: list[int] = []
-    real = dist.all_reduce
-
-    def counted(tensor: Tensor, *arguments: object, **options: object) -> object:
-        calls.append(tensor.numel())
-        return real(tensor, *arguments, **options)
-
-    dist.all_reduce = counted
     ((images, targets),) = batches(1)
     images, targets = share_of((images, targets), world())
-    loss = nn.functional.cross_entropy
-    losses = autoslim.sandwich_backward(model, images, targets, loss=loss, rng=random.Random(3))
-    means = average_gradients(model.parameters(), len(images), list(losses.values()))
-    dist.all_reduce = real
-    return {
+    mean = GradientAverage(model.parameters())
+    found: dict[str, object] = {"reduced": []}
+    for _ in range(3):  # DistributedDataParallel arranges its buckets anew after the first
+        model.zero_grad()
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            losses = autoslim.sandwich_backward(
+                model, images, targets, loss=nn.functional.cross_entropy, rng=random.Random(3)
+            )
+            means = mean.average(len(images), list(losses.values()))
+        found["reduced"].append(sum(event.name == "gloo:all_reduce" for event in profile.events()))
+    return found | {
         "gradients": {name: p.grad.tolist() for name, p in model.named_parameters()},
         "losses": dict(zip(losses, means, strict=True)),
-        "reduced": calls,
-        "parameters": sum(p.numel() for p in model.parameters()),
     }
+
+
+LOSS = {"loss": nn.functional.cross_entropy}
+RATIOS = [1.0, 0.5, 0.25]
+
+
+def switchable() -> autoslim.SwitchableNet:
+    model = net(norm=True)
+    space = autoslim.trace(net(torch.float32, norm=True), torch.zeros(1, 1, 8, 8))
+    return autoslim.SwitchableNet(model, space, RATIOS).eval()  # no statistics of a share
+
+
+def wrapped(here: object) -> dict[str, object]:
+    """Gradients of two batches that add up, of nets that the user has put into DistributedDataParallel."""
+    first, second = (share_of(batch, world()) for batch in batches(2, 8))
+    found: dict[str, object] = {}
+    for name, own, options in (
+        ("supernet", supernet(), {}),
+        ("switches", switchable(), {"find_unused_parameters": True}),
+    ):
+        model = nn.parallel.DistributedDataParallel(own, **options)
+
+        def backward(images: Tensor, targets: Tensor, model: Any = model, own: nn.Module = own) -> None:
+            if isinstance(own, autoslim.Supernet):
+                autoslim.sandwich_backward(model, images, targets, rng=random.Random(3), **LOSS)
+            else:
+                autoslim.switch_backward(model, images, targets, distill=True, **LOSS)
+
+        for _ in range(3):  # it arranges its buckets anew after the first
+            model.zero_grad()
+            with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+                with model.no_sync():
+                    backward(*first)
+                backward(*second)
+        gradients = {name: p.grad.tolist() for name, p in own.named_parameters() if p.grad is not None}
+        reduced = sum(event.name == "gloo:all_reduce" for event in profile.events())
+        found[name] = {"gradients": gradients, "reduced": reduced}
+    return found
 
 
 def training(here: object) -> dict[str, object]:
@@ -142,7 +176,7 @@ def agreeing(here: object) -> dict[str, object]:
     return {"got": gathered(agreed(lambda: os.environ["RANK"]))}
 
 
-CASES = {f.__name__: f for f in (gradients, training, nan_on_one_rank, search, agreeing)}
+CASES = {f.__name__: f for f in (gradients, training, nan_on_one_rank, search, agreeing, wrapped)}
 
 if __name__ == "__main__":
     MADE = searched() if sys.argv[1] == "search" else None  # by each alone: in the group they would train together

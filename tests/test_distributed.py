@@ -81,8 +81,21 @@ def test_gradients_are_those_of_one_process_on_the_joined_batch_by_one_all_reduc
         assert parameter.grad is not None
         assert close(found["gradients"][name], parameter.grad.tolist()), name
     assert found["losses"] == pytest.approx(losses, abs=1e-9)
-    (size,) = found["reduced"]  # once for the four nets, with a few numbers beside the gradients
-    assert found["parameters"] < size < found["parameters"] + 30
+    assert found["reduced"] == [1, 1, 1]  # for the four nets and the losses
+
+
+def test_nets_in_distributed_data_parallel_get_the_gradients_of_one_process(tmp_path: Path) -> None:
+    found = case("wrapped", tmp_path)
+    shared, switches = ranks.supernet(), ranks.switchable()
+    for images, targets in ranks.batches(2, 8):
+        autoslim.sandwich_backward(shared, images, targets, rng=random.Random(3), **ranks.LOSS)
+        autoslim.switch_backward(switches, images, targets, distill=True, **ranks.LOSS)
+    for name, alone in (("supernet", shared), ("switches", switches)):
+        gradients = {key: p.grad.tolist() for key, p in alone.named_parameters() if p.grad is not None}
+        assert gradients.keys() == found[name]["gradients"].keys()
+        assert all(close(found[name]["gradients"][key], gradient) for key, gradient in gradients.items())
+    assert found["supernet"]["reduced"] == 1  # for two batches of four nets
+    assert found["switches"]["reduced"] == 2  # and which parameters were used
 
 
 def test_training_is_that_of_one_process_and_ranks_draw_widths_of_their_own(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from autoslim import (
     recalibrate_batchnorm,
     sandwich_backward,
     soft_cross_entropy,
+    switch_backward,
     trace,
 )
 from autoslim.errors import ConfigError, DataError, SpaceError
@@ -121,6 +122,15 @@ def test_statistics_after_a_step_are_those_of_the_widest_net_alone() -> None:
     expected = dict(twin.named_buffers())
     assert expected
     assert all(torch.equal(tensor, expected[key]) for key, tensor in supernet.named_buffers())
+
+
+def test_steps_say_what_they_need() -> None:
+    data = torch.zeros(1, 2), torch.zeros(1)
+    expected = "expected a {}, or one in DistributedDataParallel, got Linear"
+    with pytest.raises(SpaceError, match=expected.format("Supernet")):
+        sandwich_backward(nn.Linear(2, 2), *data, loss=nn.functional.cross_entropy, rng=random.Random(0))  # type: ignore[arg-type]
+    with pytest.raises(SpaceError, match=expected.format("SwitchableNet")):
+        switch_backward(nn.Linear(2, 2), *data, loss=nn.functional.cross_entropy)  # type: ignore[arg-type]
 
 
 def test_losses_are_arguments() -> None:

@@ -1,8 +1,7 @@
 """Several processes on one job, as torchrun starts them: every rank runs the same code, rank 0 decides and writes.
 
-Gradients are added up by one all-reduce per step. DistributedDataParallel is not wrapped around the model: a sandwich
-step runs nets that are no forward pass of it, four times before there is anything to reduce, and what must be agreed on
-beside the gradients (losses, a signal to stop) rides in the same buffer. So a step is one call, whatever it trains.
+Gradients are averaged by DistributedDataParallel, once per step, when all nets of a sandwich have gone back; what must
+be agreed on beside them (losses, a signal to stop) rides in the same all-reduce.
 """
 
 from __future__ import annotations
@@ -13,11 +12,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_leaves, tree_map
 
 from autoslim.errors import AutoSlimError, ConfigError, DataError, RunError, counted
@@ -29,6 +29,7 @@ _PATIENCE = timedelta(hours=3)  # rank 0 evaluates and exports alone while the o
 _SAME_TIME = 10.0  # seconds; so far apart may ranks find the same mistake, and torchrun kills after 30
 _TO_CONNECT = timedelta(seconds=30)  # before a mistake is said without asking the others
 _TO_HEAR = 5.0  # seconds that a store which ends with rank 0 is kept for the others
+_ONE_BUCKET = 1 << 20  # MB; gradients are there all at once, so there is nothing to gain from several
 _POLL = 0.1  # seconds; a wait inside torch would let no signal through
 
 _kept: list[Any] = []  # the store of this process once it is open: the process group does not outlive it
@@ -226,44 +227,85 @@ def take_from_main(tensors: Mapping[str, Tensor]) -> None:
                     tensor.copy_(whole)
 
 
-def average_gradients(parameters: Iterable[nn.Parameter], samples: int, numbers: Sequence[float] = ()) -> list[float]:
-    """Make the gradients of all ranks their mean, and `numbers` too, weighted by `samples`: one all-reduce for all.
+class GradientAverage:
+    """Averages the gradients that the backward passes of a step have added up, over all ranks: one all-reduce a step.
 
-    Each rank has computed the mean over its own share of a batch, which holds `samples`; afterwards every rank has the
-    mean over the whole batch. A parameter without a gradient on every rank keeps none. Alone this does nothing.
+    Each rank has computed the mean over its own share of a batch; afterwards every rank has the mean over the whole
+    batch. `parameters` are those of a network; what of them is frozen at a step is left alone. Alone this does nothing.
     """
-    if world().size == 1:
-        return list(numbers)
-    trained = [parameter for parameter in parameters if parameter.requires_grad]
-    sizes = [parameter.numel() for parameter in trained]
-    total = sum(sizes)
-    dtype = torch.float32
-    for parameter in trained:
-        dtype = torch.promote_types(dtype, parameter.dtype)
-    device = trained[0].device if trained else torch.device("cpu")
-    tail = [float(parameter.grad is not None) for parameter in trained] + [*numbers, 1.0]
-    flat = torch.zeros(total + len(tail), dtype=dtype, device=device)
-    slots = [
-        slot.view(parameter.shape) for slot, parameter in zip(torch.split(flat[:total], sizes), trained, strict=True)
-    ]
-    with torch.no_grad():
-        for slot, parameter in zip(slots, trained, strict=True):
-            if parameter.grad is not None:
-                slot.copy_(parameter.grad)
-        flat[total:] = torch.tensor(tail, dtype=dtype)
-        flat.mul_(samples)
-        with _contact():
-            dist.all_reduce(flat)
-        *means, count = flat[total:].tolist()
-        flat.div_(count)
-        for slot, parameter, present in zip(slots, trained, means, strict=False):
+
+    def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
+        self._parameters = list(parameters)
+        self._key: tuple[int, ...] = ()
+        self._reducer: DistributedDataParallel | None = None
+        self._carried: _Carried | None = None
+
+    def average(self, samples: int, numbers: Sequence[float] = ()) -> list[float]:
+        """Make the gradients their mean, and return that of `numbers`, both weighted by the `samples` of each rank.
+
+        A parameter without a gradient on every rank keeps none. Raises `RunError` if another process is lost.
+        """
+        if world().size == 1:
+            return list(numbers)
+        trained = [parameter for parameter in self._parameters if parameter.requires_grad]
+        tail = [float(parameter.grad is not None) for parameter in trained] + [*numbers, 1.0]
+        with _contact(), torch.no_grad():
+            carried, reducer = self._made_for(trained, len(tail))
+            carried.numbers.grad = torch.tensor(tail, dtype=carried.numbers.dtype).to(carried.numbers.device)
+            torch._foreach_mul_(_gradients(carried), samples)
+            with torch.enable_grad():
+                reducer().backward()
+            count = float(carried.numbers.grad[-1])
+            torch._foreach_div_(_gradients(carried), count)
+            means: list[float] = carried.numbers.grad.tolist()
+        for parameter, present in zip(trained, means, strict=False):
             if present <= 0:
-                continue
-            if parameter.grad is None:
-                parameter.grad = slot.to(parameter.dtype).clone()
-            else:
-                parameter.grad.copy_(slot)
-    return [mean / count for mean in means[len(trained) :]]
+                parameter.grad = None
+        return means[len(trained) : -1]
+
+    def _made_for(self, trained: list[nn.Parameter], count: int) -> tuple[_Carried, DistributedDataParallel]:
+        """Made at the first step, when it is known how many numbers there are, and when other parameters are frozen."""
+        key = (count, *map(id, trained))
+        if self._carried is None or self._reducer is None or key != self._key:
+            self._key, self._carried = key, _Carried(trained, count)
+            self._reducer = DistributedDataParallel(self._carried, bucket_cap_mb=_ONE_BUCKET)
+        return self._carried, self._reducer
+
+
+class _Carried(nn.Module):
+    """What DistributedDataParallel carries in a step: parameters, and numbers as the gradient of one more.
+
+    It reduces in the backward pass of its module, whatever gradients are there by then. A step is several passes, of
+    nets that need not be a forward pass of the module (some use a part of the parameters, or of their outputs), so the
+    pass that it sees comes after them all, reaches every parameter, and adds nothing.
+    """
+
+    def __init__(self, parameters: list[nn.Parameter], count: int) -> None:
+        super().__init__()
+        self.carried = nn.ParameterList(parameters)
+        device = parameters[0].device if parameters else torch.device("cpu")
+        is_double = any(parameter.dtype == torch.float64 for parameter in parameters)
+        self.numbers = nn.Parameter(torch.zeros(count, dtype=torch.float64 if is_double else torch.float32).to(device))
+
+    def forward(self) -> Tensor:
+        return cast(Tensor, _Nothing.apply(*self.parameters()))
+
+
+class _Nothing(torch.autograd.Function):
+    """A number that depends on all that it is given, with no gradient for any of it."""
+
+    @staticmethod
+    def forward(ctx: Any, *parameters: Tensor) -> Tensor:
+        ctx.count = len(parameters)
+        return parameters[0].new_zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, ...]:
+        return tuple(None for _ in range(ctx.count))
+
+
+def _gradients(module: nn.Module) -> list[Tensor]:
+    return [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
 
 
 def samples_of(inputs: Any) -> int:

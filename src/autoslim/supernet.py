@@ -6,16 +6,19 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from numbers import Real
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from autoslim.errors import SpaceError
 from autoslim.losses import Backward, Loss, plain_backward, soft_cross_entropy
 from autoslim.slicing import check_model, gradients_in_place, run_subnet
 from autoslim.space import ChannelSpace, Widths
 from autoslim.tracing import split_input
+
+M = TypeVar("M", bound=nn.Module)
 
 
 class Supernet(nn.Module):
@@ -63,7 +66,7 @@ class Supernet(nn.Module):
 
 
 def sandwich_backward(
-    supernet: Supernet,
+    supernet: Supernet | DistributedDataParallel,
     images: Any,
     targets: Any,
     *,
@@ -83,10 +86,14 @@ def sandwich_backward(
     net (US-Net); its widest and narrowest nets then are those of these ratios. `backward(loss)` sends a loss back: give
     `accelerator.backward`, or `lambda loss: scaler.scale(loss).backward()`. Hooks of parameters see the gradients of
     uncut ones only (see `gradients_in_place`); look at gradients after the step. Returns the losses by name.
+
+    In several processes `supernet` may be `DistributedDataParallel(supernet)`: its gradients are averaged once, during
+    the last backward pass. Give each process an `rng` of its own. Raises `SpaceError` for any other model.
     """
     if not isinstance(num_random, int) or num_random < 0:
         raise SpaceError(f"num_random must be a whole number of at least 0, got {num_random!r}")
-    space = supernet.space
+    own = unwrapped(supernet, Supernet)
+    space = own.space
     _check_range(ratios)
     widest = None if ratios is None else space.uniform(ratios[1])
     students: dict[str, Widths] = {"narrowest": space.smallest() if ratios is None else space.uniform(ratios[0])}
@@ -95,8 +102,29 @@ def sandwich_backward(
         students[f"random_{index + 1}"] = widths
     nets = {"widest": widest, **students}
     return backward_in_turn(
-        {name: partial(supernet, images, widths) for name, widths in nets.items()}, targets, loss, distill, backward
+        runs_of(supernet, {name: (images, widths) for name, widths in nets.items()}), targets, loss, distill, backward
     )
+
+
+def unwrapped(net: nn.Module, kind: type[M]) -> M:
+    """The net itself, of the `kind` that is needed, or what DistributedDataParallel wraps; `SpaceError` if another."""
+    own = net.module if isinstance(net, DistributedDataParallel) else net
+    if not isinstance(own, kind):
+        raise SpaceError(
+            f"expected a {kind.__name__}, or one in DistributedDataParallel, got {type(net).__name__}"
+            + (f" of {type(own).__name__}" if own is not net else "")
+        )
+    return own
+
+
+def runs_of(net: nn.Module, arguments: Mapping[str, tuple[Any, ...]]) -> dict[str, Callable[[], Any]]:
+    """A forward pass for each tuple of arguments, only the last of them seen by DistributedDataParallel.
+
+    It averages in the backward pass after its forward pass, and all gradients that have added up until then.
+    """
+    *before, last = arguments
+    own = net.module if isinstance(net, DistributedDataParallel) else net
+    return {name: partial(own, *arguments[name]) for name in before} | {last: partial(net, *arguments[last])}
 
 
 def _check_range(ratios: object) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import partial
 from itertools import pairwise
 from numbers import Real
 from typing import Any
@@ -11,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
 
 from autoslim.errors import SpaceError, nearest
 from autoslim.losses import Backward, Loss, plain_backward
 from autoslim.slicing import check_model, cut, extract, put_back, run_subnet
 from autoslim.space import ChannelSpace, Widths, name_of_ratio
-from autoslim.supernet import backward_in_turn
+from autoslim.supernet import backward_in_turn, runs_of, unwrapped
 from autoslim.tracing import split_input
 
 Switches = Iterable[float] | Mapping[str, Widths]
@@ -162,7 +162,7 @@ def _with_unused(module: nn.Module, state: dict[str, Any], prefix: str, *rest: A
 
 
 def switch_backward(
-    net: SwitchableNet,
+    net: SwitchableNet | DistributedDataParallel,
     images: Any,
     targets: Any,
     *,
@@ -174,8 +174,11 @@ def switch_backward(
 
     With `distill` all but the first learn from its detached output instead of from the targets; that and `backward` are
     as in `sandwich_backward`. Returns the losses by name of the switch.
+
+    In several processes `net` may be `DistributedDataParallel(net, find_unused_parameters=True)` (no switch uses the
+    private layers of another): its gradients are averaged once, during the last backward pass.
     """
-    nets = {name: partial(net, images, name) for name in net.switches}
+    nets = runs_of(net, {name: (images, name) for name in unwrapped(net, SwitchableNet).switches})
     return backward_in_turn(nets, targets, loss, distill, backward)
 
 

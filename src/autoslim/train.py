@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from autoslim.checkpointing import checkpointed
-from autoslim.distributed import average_gradients, samples_of, take_from_main, world
+from autoslim.distributed import GradientAverage, samples_of, take_from_main, world
 from autoslim.ema import WeightAverage
 from autoslim.errors import RunError, TrainError
 from autoslim.losses import Backward, Loss, alpha_divergence, plain_backward, soft_cross_entropy
@@ -79,6 +79,7 @@ class Training:
         self.schedule = make_schedule(recipe, self.steps_per_epoch)
         self.average = None if recipe.ema is None else WeightAverage(lambda: unshared(model), recipe.ema)
         self.scaler = torch.amp.GradScaler(self.device.type) if recipe.autocast == "fp16" else None
+        self._gradients = GradientAverage(model.parameters())
         self._current = _Epoch()
         self._skipped_in_a_row = 0
         take_from_main(unshared(model))
@@ -191,7 +192,7 @@ class Training:
                     losses[name] = losses.get(name, 0.0) + share * loss
             names = list(losses)
             numbers = [*losses.values(), float(stop())]
-            *means, asked = average_gradients(self.model.parameters(), sum(sizes), numbers)
+            *means, asked = self._gradients.average(sum(sizes), numbers)
             losses = dict(zip(names, means, strict=True))
             problem = self._problem(losses, options["lr"])
             if problem is None:
