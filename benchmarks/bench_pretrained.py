@@ -504,7 +504,7 @@ def main() -> None:
     setting = asdict(QUICK if options.quick else Setting())
     setting |= {name: getattr(options, name) for name in setting if getattr(options, name, None) is not None}
     bench = Bench(Setting(**setting), options)
-    if options.only is None:
+    if options.only is None or options.estimate:
         found = bench.estimate()
         shown = ", ".join(f"{name} {seconds / 60:.1f}" for name, seconds in found.items())
         print(f"estimate, minutes of this CPU: {shown}; all {sum(found.values()) / 60:.0f}", flush=True)

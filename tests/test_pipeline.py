@@ -173,7 +173,9 @@ def test_a_us_net_gives_any_other_ratio_at_once(
     assert f"autoslim slim {root} --ratio 0.5" in error
     assert (root / "config.yaml").read_bytes() == settings
     assert run("slim", root, "--ratio", "0.63", "--ratio", "0.75", "--json") == 0
-    results = json.loads(capsys.readouterr().out)
+    shown = capsys.readouterr()
+    assert "width 0.63: the same net as width 0.75" in shown.err
+    results = json.loads(shown.out)
     assert results == json.loads((root / "results.json").read_text())
     assert [net["budget"] for net in results["subnets"]] == ["width 1", "width 0.75", "width 0.63", "width 0.5"]
     space = ChannelSpace.from_json((root / "space.json").read_text())
@@ -313,7 +315,7 @@ def test_exchanges_made_before_a_kill_are_not_searched_again(
         (["--system", "us-net", "--set", "ratios=[1.0, 0.1]"], "space.min_ratio"),
         (["--system", "us-net", "--set", "ratios=[1.0, 1.5]"], "ratios"),
         (["--system", "us-net", "--set", "ratios=[1.0, 1.0]"], "twice"),
-        (["--system", "s-net", "--set", "ratios=[0.51, 0.5]"], "switch 0.5 is the same widths as 0.51"),
+        (["--system", "s-net", "--set", "ratios=[0.51, 0.5]"], "ratio 0.5 is the same widths as 0.51"),
     ],
 )
 def test_systems_that_cannot_be_are_refused_before_anything_runs(
@@ -496,6 +498,9 @@ def test_any_budget_on_the_path_is_taken_without_another_search(
         assert metrics["accuracy"]["held_out"] == steps[metrics["steps"] - 1]["accuracy"]
     assert taken[0]["macs"] <= 0.7 * macs(space.full()) < steps[taken[0]["steps"] - 2]["cost"]
     assert taken[1]["params"] <= 0.8 * params(space.full())
+    assert run("retrain", root, "--budget", "70%") == 0
+    measured = json.loads((root / "subnets" / "70%" / "metrics.json").read_text())["accuracy"]
+    assert {"supernet", "held_out", "found", "retrained"} <= measured.keys()
     # it is one of the run's budgets now: the stages go on with it, and change nothing of the others
     for stage in ("slim", "retrain", "report"):
         assert run(stage, root) == 0

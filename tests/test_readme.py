@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import autoslim
 import nets
 
 README = Path(__file__).parent.parent / "README.md"
@@ -44,3 +45,8 @@ def test_the_file_tree_names_every_module() -> None:
     for path in source.iterdir():
         if path.suffix == ".py" and not path.name.startswith("_"):
             assert path.name in text, f"README's file tree lacks {path.name}"
+
+
+def test_the_page_of_public_names_has_them_all() -> None:
+    page = (README.parent / "docs" / "api.md").read_text()
+    assert set(re.findall(r"^\| `(\w+)` \|", page, re.M)) | {"__version__"} == set(autoslim.__all__)

@@ -19,7 +19,7 @@ from autoslim.calibrate import batch_statistics, recalibrate_batchnorm
 from autoslim.errors import ConfigError
 from autoslim.judge import count_of, evaluate, negative_loss
 from autoslim.precision import lowered, rounding_of
-from autoslim.reuse import Diverged, Reuse
+from autoslim.reuse import Diverged, Reuse, _Look
 from autoslim.slicing import run_subnet
 from autoslim.space import ChannelSpace
 from autoslim.tracing import split_input, tensors_in
@@ -34,6 +34,19 @@ SLOW = {f"torchvision:{name}" for name in ("vgg11_bn", "resnext50_32x4d", "effic
 NETS = [name for name in EVERY if name not in SLOW]
 
 
+@pytest.fixture
+def blank_is_nan(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What nobody should read is no number; else memory that was free may still hold the right ones."""
+    blank = _Look.blank
+
+    def filled(self: _Look, shape: Sequence[int]) -> Tensor:
+        tensor = blank(self, shape)
+        return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor
+
+    monkeypatch.setattr(_Look, "blank", filled)
+
+
+@pytest.mark.usefixtures("blank_is_nan")
 @pytest.mark.parametrize("name", NETS)
 def test_a_pass_that_reuses_what_was_kept_gives_what_a_whole_pass_gives(name: str) -> None:
     net, x = make(name)
@@ -155,6 +168,36 @@ def _assert_judges_agree(supernet: Supernet, batches: Sequence[tuple[Any, Any]],
             found = {group: each for group, (each, _) in judge.compare(widths, candidates).items()}
             assert found == pytest.approx(expected, rel=1e-5, abs=1e-7)
         widths = candidates[rng.choice([*candidates])]
+
+
+class _TwoHeads(nn.Module):
+    """A group of one head leaves the output of the other as it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU())
+        self.one, self.two = (
+            nn.Sequential(nn.Conv2d(8, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 1, 1)) for _ in range(2)
+        )
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        x = self.stem(x)
+        return {"one": self.one(x), "two": self.two(x), "features": x}
+
+
+@pytest.mark.usefixtures("blank_is_nan")
+def test_outputs_that_do_not_differ_are_those_that_were_kept() -> None:
+    torch.manual_seed(0)
+    net = _TwoHeads()
+    supernet = Supernet(net, trace(net, torch.zeros(1, 3, 8, 8)).with_choices(4, 1, 0.2))
+    batches = [(torch.randn(8, 3, 8, 8), torch.zeros(8)) for _ in range(2)]
+    assert Reuse(net, supernet.space, batches[0][0]).plan("one.0") is not None
+
+    def score(output: dict[str, Tensor], targets: Tensor) -> Tensor:
+        off = (output["one"] - 1).square() + (output["two"] + 1).square()
+        return -off.mean((1, 2, 3)) - output["features"].mean((1, 2, 3))
+
+    _assert_judges_agree(supernet, batches, score)
 
 
 class _Scaled(nn.Module):

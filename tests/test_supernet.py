@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import random
 from contextlib import nullcontext
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import nets
 from autoslim import (
     Judge,
     Supernet,
+    SwitchableNet,
     batch_statistics,
     evaluate,
     extract,
@@ -24,7 +28,7 @@ from autoslim import (
     switch_backward,
     trace,
 )
-from autoslim.errors import ConfigError, DataError, SpaceError
+from autoslim.errors import ConfigError, DataError, SpaceError, TrainError
 from autoslim.slicing import gradients_in_place
 from autoslim.tracing import tensors_in
 
@@ -131,6 +135,119 @@ def test_steps_say_what_they_need() -> None:
         sandwich_backward(nn.Linear(2, 2), *data, loss=nn.functional.cross_entropy, rng=random.Random(0))  # type: ignore[arg-type]
     with pytest.raises(SpaceError, match=expected.format("SwitchableNet")):
         switch_backward(nn.Linear(2, 2), *data, loss=nn.functional.cross_entropy)  # type: ignore[arg-type]
+
+
+class _Checkpointing(nn.Module):
+    """Computes its blocks again in the backward pass, one of them twice, by its own code."""
+
+    def __init__(self, reentrant: bool | None) -> None:
+        super().__init__()
+        self.reentrant = reentrant
+        self.stem, self.head = nn.Conv2d(3, 8, 3), nn.Linear(8, 5)
+        self.one, self.two = (
+            nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 1))
+            for _ in range(2)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for block in (self.one, self.two, self.one):
+            if self.reentrant is None:
+                x = x + block(x)
+            else:
+                x = x + checkpoint(block, x, use_reentrant=self.reentrant)
+        return self.head(x.mean((2, 3)))
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # torch's own, without gradients
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_what_a_model_computes_again_is_that_of_the_subnet(reentrant: bool) -> None:
+    torch.manual_seed(0)
+    plain, model = _Checkpointing(None).double(), _Checkpointing(reentrant).double()
+    model.load_state_dict(plain.state_dict())
+    space = trace(_Checkpointing(None), torch.zeros(2, 3, 8, 8)).with_choices(4, 1, 0.25)
+    assert trace(_Checkpointing(reentrant), torch.zeros(2, 3, 8, 8)).groups.keys() == space.groups.keys()
+    x, targets = torch.randn(4, 3, 8, 8, dtype=torch.float64), torch.arange(4)
+    switches = []
+    for net in (plain, model):
+        widths = space.smallest()
+        statistics = {name: buffer.clone() for name, buffer in net.named_buffers()}
+        nn.functional.cross_entropy(Supernet(net, space).train()(x, widths), targets).backward()
+        assert all(torch.equal(buffer, statistics[name]) for name, buffer in net.named_buffers())
+        switches.append(SwitchableNet(net, space, [0.5, 0.25]).train())
+        switch_backward(switches[-1], x, targets, loss=nn.functional.cross_entropy)
+        sandwich_backward(Supernet(net, space), x, targets, loss=nn.functional.cross_entropy, rng=random.Random(0))
+    for one, other in zip(plain.parameters(), model.parameters(), strict=True):
+        assert (one.grad is None) == (other.grad is None)
+        assert one.grad is None or torch.allclose(one.grad, other.grad, rtol=1e-9, atol=1e-12)
+    for one, other in zip(switches[0].norms.parameters(), switches[1].norms.parameters(), strict=True):
+        assert torch.allclose(one.grad, other.grad, rtol=1e-9, atol=1e-12)
+    for one, other in zip(switches[0].norms.buffers(), switches[1].norms.buffers(), strict=True):
+        assert torch.allclose(one, other)  # the block that runs twice was counted twice, not four times
+
+
+def test_hooks_of_parameters_see_gradients_of_all_nets() -> None:
+    net, x = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 2)), torch.randn(2, 3, 8, 8)
+    seen: list[Tensor] = []
+    parameter = next(net.parameters())
+    parameter.register_hook(seen.append)
+    space = trace(net, x).with_choices(4, 1, 0.25)
+    sandwich_backward(
+        Supernet(net, space), x, torch.zeros(len(x)).long(), loss=nn.functional.cross_entropy, rng=random.Random(0)
+    )
+    assert len(seen) == 4
+    assert parameter.grad is not None
+    assert torch.allclose(sum(seen), parameter.grad)
+
+
+def test_widths_and_distillation_that_cannot_be() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(8 * 16, 2))
+    x = torch.randn(2, 3, 8, 8)
+    supernet = Supernet(net, trace(net, x))
+    full = supernet.space.full()
+    for widths, message in (
+        ({**full, "typo": 3}, "no channel group 'typo'"),
+        ({**full, "0": 999}, "group '0' cannot have width 999"),
+        ({"0": 4}, "the width of group '2' is missing"),
+        (0.5, "widths are a mapping"),
+    ):
+        with pytest.raises(SpaceError, match=message):
+            supernet(x, widths)
+    step = partial(sandwich_backward, supernet, x, torch.zeros(2).long(), loss=nn.functional.cross_entropy)
+    with pytest.raises(TrainError, match=r"distill is True, False or a function of two outputs.*'alpha'"):
+        step(rng=random.Random(0), distill="alpha")
+    with pytest.raises(SpaceError, match=r"rng draws the widths: give random.Random\(0\), got 0"):
+        step(rng=0)
+
+
+class _Keeping(nn.Module):
+    """Keeps what it computed, for somebody to look at."""
+
+    def __init__(self, kind: type) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(3, 8, 3), nn.Linear(8, 2)
+        self.kept = kind()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.one(x)
+        if isinstance(self.kept, dict):
+            self.kept["x"] = [(x,)]
+        else:
+            self.kept.x = x
+        return self.two(x.mean((2, 3)))
+
+
+def test_what_a_model_keeps_of_a_pass_is_copied_or_named() -> None:
+    x = torch.randn(2, 3, 8, 8)
+    for kind in (dict, SimpleNamespace):
+        net = _Keeping(kind)
+        space = trace(net, x)
+        net(x).sum().backward()
+        if kind is dict:
+            assert extract(net, space, space.smallest())(x).shape == (2, 2)
+        else:
+            with pytest.raises(SpaceError, match=r"the attribute 'kept' of _Keeping cannot be copied \(Only Tensors"):
+                extract(net, space, space.smallest())
 
 
 def test_losses_are_arguments() -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from autoslim._version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from autoslim import data as data
     from autoslim import distributed as distributed
     from autoslim import zoo as zoo
     from autoslim.batching import fit_batches as fit_batches
@@ -113,7 +114,7 @@ _HOMES = {
     "tracing": ("trace",),
     "train": ("retrain", "train_supernet"),
 }
-_MODULES = ("distributed", "zoo")
+_MODULES = ("data", "distributed", "zoo")
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = [*_HOME, "__version__", *_MODULES]  # one list of public names, not two
 

@@ -582,6 +582,8 @@ def _take_ratios(job: Job) -> None:
         directory, chosen = job.run.subnet(budget.text), widths[budget.text]
         if (directory / "metrics.json").exists():
             continue
+        if (same := next(name for name, each in widths.items() if each == chosen)) != budget.text:
+            job.progress.say(f"{budget.text}: the same net as {same} (space.bins and space.divisor round widths)")
         accuracy = {"supernet": supernet["accuracy"]}
         write_whole(directory / "widths.json", chosen.to_json())
         if job.config.system != "i-net":
@@ -615,6 +617,10 @@ def retrain_stage(job: Job) -> None:
     for plan in plans:
         path = job.run.seeded(plan.budget, job.seed) / "metrics.json"
         metrics: dict[str, Any] = agreed(partial(_figures_by_seed, job, path))
+        is_taken = job.config.system == "autoslim" and job.seed == job.config.seed and plan.kind == "retrained"
+        if is_taken and "found" not in metrics["accuracy"] and world().is_main:  # later, from the path of the search
+            metrics["accuracy"]["found"] = _tested(job, _net_at(job, plan.budget, plan.widths))
+            write_json(path, metrics)
         if plan.kind in metrics["accuracy"]:
             continue
         if job.config.retrain.jointly and job.config.system == "autoslim":

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache, partial
-from math import prod
+from math import nan, prod
 from typing import Any
 
 import torch
@@ -330,7 +330,7 @@ class _Finding:
                 return None
             mode = _Comparing(self.reuse, widths, first)
             try:
-                self._run(widths, mode)
+                mode.gave(self._run(widths, mode))
             except (RuntimeError, Diverged):
                 return None
             if mode.is_entangled:
@@ -353,7 +353,8 @@ class _Finding:
         try:
             keeping = _Keeping(self.reuse, self._higher, plan.needed)
             self._run(self._higher, keeping, self.other_inputs)
-            given = self._run(widths, _Reusing(self.reuse, keeping.kept, group, widths), self.other_inputs)
+            reusing = _Reusing(self.reuse, keeping.kept, group, widths, in_doubt=True)
+            given = self._run(widths, reusing, self.other_inputs)
         except (RuntimeError, Diverged, AssertionError):
             return False
         finally:
@@ -459,11 +460,7 @@ class _Comparing(_InOrder):  # type: ignore[no-untyped-call]
         if self.first is not None:
             if differs:
                 self.computed.add(index)
-                for leaf, place in zip(inputs, places, strict=True):
-                    made = self._made.get(id(leaf))
-                    if made is not None and place not in self._differs:
-                        self.needed.add(made)
-                        self.is_entangled |= self._written[place] > made
+                self._need(inputs)
             elif changed := _changed(self.first.plain[index], _plain(func, args, kwargs)):
                 self.follows[index] = changed
         else:
@@ -486,6 +483,17 @@ class _Comparing(_InOrder):  # type: ignore[no-untyped-call]
                 self._made_at.setdefault(_place(leaf), set()).add(index)
         self._alive += [*inputs, *leaves]
         return result
+
+    def gave(self, output: Any) -> None:
+        """The pass is over: its output is read, whatever of it differs."""
+        self._need(tensors_in(output))
+
+    def _need(self, tensors: Iterable[Tensor]) -> None:
+        for tensor in tensors:
+            made, place = self._made.get(id(tensor)), _place(tensor)
+            if made is not None and place not in self._differs:
+                self.needed.add(made)
+                self.is_entangled |= self._written[place] > made
 
     def passed(self, source: Tensor, result: Tensor) -> Tensor:
         if id(source) in self._made:
@@ -754,10 +762,17 @@ class _Reusing(_InOrder):  # type: ignore[no-untyped-call]
     """Runs only the operators of a plan; others give what was kept, or, if nobody reads it, anything of its shape."""
 
     def __init__(
-        self, reuse: Reuse, kept: Kept, group: str, widths: Widths, recording: Recording | None = None
+        self,
+        reuse: Reuse,
+        kept: Kept,
+        group: str,
+        widths: Widths,
+        recording: Recording | None = None,
+        *,
+        in_doubt: bool = False,  # what nobody should read is no number, so that it is seen if somebody does
     ) -> None:
         super().__init__(reuse)
-        self.kept, self.group, self.widths, self.recording = kept, group, widths, recording
+        self.kept, self.group, self.widths, self.recording, self.in_doubt = kept, group, widths, recording, in_doubt
         self.plan = reuse._known(group)
 
     def ran(self, index: int, func: Any, args: Any, kwargs: Any) -> Any:
@@ -795,7 +810,7 @@ class _Reusing(_InOrder):  # type: ignore[no-untyped-call]
 
     def _maker(self, index: int, is_needed: bool) -> Make:
         """What gives the results of an operator for the narrower net: cut from those kept, or just as large."""
-        group, samples = self.group, self.reuse.samples  # nothing of this pass may outlive it
+        group, samples, in_doubt = self.group, self.reuse.samples, self.in_doubt  # nothing of the pass may outlive it
         follows = self.reuse.results[index].axes
 
         def make(source: tuple[Kept, Widths]) -> list[Any]:
@@ -815,7 +830,8 @@ class _Reusing(_InOrder):  # type: ignore[no-untyped-call]
                         size if group not in axis.groups else size * axis.kept(after) // axis.kept(kept.widths)
                         for size, axis in zip(look.shape, along, strict=True)
                     ]
-                    made.append(look.blank(shape))
+                    blank = look.blank(shape)
+                    made.append(blank.fill_(nan) if in_doubt and blank.is_floating_point() else blank)
             return made
 
         return make

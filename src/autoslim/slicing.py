@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.utils import checkpoint
+from torch.utils._pytree import tree_leaves
 
 from autoslim.errors import SpaceError
 from autoslim.space import Axis, ChannelSpace
@@ -77,7 +79,10 @@ def active_tensors(
     Parameters that are cut are views of (or gathered from) the model's own, so gradients reach it. Buffers are copies:
     running statistics that a subnet updates in training mode never reach the model. Attributes such as `groups` must be
     set around the call as well: see `active_attributes`. Tensors that are `given` are taken instead.
+
+    Raises `SpaceError` for widths that the space does not have.
     """
+    space.check(widths)
     return _active(_owned(model), space, widths, given or {})
 
 
@@ -115,7 +120,7 @@ def _active(
         if not is_parameter:
             tensors[name] = cut(tensor.detach(), space.buffers[name], widths).clone()
         elif places := places_of(space.parameters[name], widths):
-            if _is_direct.get() and tensor.requires_grad:
+            if _is_direct.get() and tensor.requires_grad and not _has_hooks(tensor):
                 direct[name] = tensor, places
             else:
                 tensors[name] = _taken(tensor, places)
@@ -123,6 +128,11 @@ def _active(
         parts = _Parts.apply([direct[name][1] for name in names], *(direct[name][0] for name in names))
         tensors |= zip(names, parts, strict=True)
     return tensors
+
+
+def _has_hooks(parameter: Tensor) -> bool:
+    """Somebody looks at its gradient, who would see nothing of what is added in place."""
+    return bool(parameter._backward_hooks or parameter._post_accumulate_grad_hooks)
 
 
 def _bundles(elements: Mapping[str, int]) -> Iterator[list[str]]:
@@ -146,7 +156,8 @@ def gradients_in_place() -> Iterator[None]:
     """Nets that run inside add their gradients to those parts of the model's own that they are of, when they go back.
 
     That is the same as ever, but for a tensor of the size of the whole parameter for each, most of it zeros. But
-    `torch.autograd.grad` and hooks of parameters see nothing of it: it is for steps that end in `backward()`.
+    `torch.autograd.grad` sees nothing of it: it is for steps that end in `backward()`. Parameters with hooks get their
+    gradients the usual way.
     """
     token = _is_direct.set(True)
     try:
@@ -217,11 +228,68 @@ def run_subnet(
     """One forward pass of the subnet, under a `mode` of dispatch if there is one; the model's buffers stay as they are.
 
     Tensors that are `given`, under their names in the model, are used in place of its own; they may change.
+
+    Raises `SpaceError` for widths that the space does not have.
     """
+    space.check(widths)
     owned = _owned(model)
     tensors = _active(owned, space, widths, given or {})
-    with active_attributes(model, space, widths), _in_place_of(owned, tensors), mode or nullcontext():
+
+    @contextmanager
+    def again() -> Iterator[None]:
+        """As it was, but for statistics, which were updated once."""
+        spare = {name: each if each.requires_grad else each.clone() for name, each in tensors.items()}
+        with active_attributes(model, space, widths), _in_place_of(owned, spare):
+            yield
+
+    active = active_attributes(model, space, widths), _in_place_of(owned, tensors)
+    with active[0], active[1], _computed_again(again), mode or nullcontext():
         return model(*args, **(kwargs or {}))
+
+
+_RECOMPUTING = ("_checkpoint_without_reentrant_generator", "_checkpoint_without_reentrant_generator_impl")
+
+
+@contextmanager
+def _computed_again(within: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+    """What the model's own code gives to `torch.utils.checkpoint` inside is computed again `within` that.
+
+    By then the tensors of the subnet are no longer in their places. torch has no hook for it: the names that its
+    function looks up are replaced, those that there are in this version.
+    """
+    if not torch.is_grad_enabled():
+        yield
+        return
+
+    def later(function: Callable[..., Any], *, first: bool) -> Callable[..., Any]:
+        """The function, but `within` that from its second call on, or from the `first`."""
+        is_again = first
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            nonlocal is_again
+            with within() if is_again else nullcontext():
+                is_again = True
+                return function(*args, **kwargs)
+
+        return call
+
+    before = {name: getattr(checkpoint, name) for name in _RECOMPUTING if hasattr(checkpoint, name)}
+    reentrant = checkpoint.CheckpointFunction
+
+    class Reentrant:
+        @staticmethod
+        def apply(function: Callable[..., Any], *rest: Any) -> Any:
+            return reentrant.apply(later(function, first=False), *rest)
+
+    try:
+        for name, recomputing in before.items():
+            setattr(checkpoint, name, lambda f, *a, _real=recomputing, **k: _real(later(f, first=True), *a, **k))
+        checkpoint.CheckpointFunction = Reentrant  # type: ignore[assignment,misc]
+        yield
+    finally:
+        for name, recomputing in before.items():
+            setattr(checkpoint, name, recomputing)
+        checkpoint.CheckpointFunction = reentrant  # type: ignore[misc]
 
 
 @contextmanager
@@ -268,8 +336,9 @@ def _like(before: Any, value: Any) -> Any:
 def copy_module(model: nn.Module, convert: Callable[[str, Tensor], Tensor]) -> nn.Module:
     """A deep copy whose parameters and buffers are `convert(name, tensor)`; shared tensors stay shared.
 
-    Other tensors that modules hold as plain attributes, alone or in a list, have no name: it is empty. The originals
-    are never copied, so a large model can be cut, or moved to the meta device, without a second one.
+    Other tensors that modules hold as plain attributes, or in lists and dictionaries, have no name: it is empty. The
+    originals are never copied, so a large model can be cut, or moved to the meta device, without a second one. Raises
+    `SpaceError`, naming the attribute, for what cannot be copied.
     """
     memo: dict[int, Any] = {}
     with torch.no_grad():
@@ -278,13 +347,16 @@ def copy_module(model: nn.Module, convert: Callable[[str, Tensor], Tensor]) -> n
         for name, buffer in model.named_buffers():
             memo[id(buffer)] = convert(name, buffer.detach())
         for module in model.modules():
-            for value in vars(module).values():
-                for tensor in value if isinstance(value, (list, tuple)) else (value,):
+            for name, value in vars(module).items():
+                if name in _OWN or type(value) in _ATOMIC or (type(value) in (dict, OrderedDict) and not value):
+                    continue
+                for tensor in tree_leaves(value):
                     if isinstance(tensor, Tensor) and id(tensor) not in memo:
                         memo[id(tensor)] = convert("", tensor.detach())
         return _copied(model, memo)
 
 
+_OWN = frozenset(("_parameters", "_buffers", "_modules"))
 _ATOMIC = frozenset((int, float, str, bool, type(None), torch.dtype, torch.device))
 
 
@@ -307,7 +379,13 @@ def _copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
         if type(value) in _ATOMIC:  # most of them: spare the call
             new.__dict__[name] = value
         elif name != "_compiled_call_impl":
-            new.__dict__[name] = _copied_value(value, memo)
+            try:
+                new.__dict__[name] = _copied_value(value, memo)
+            except (RuntimeError, TypeError) as error:  # tensors of a graph inside an object, locks, open files
+                raise SpaceError(
+                    f"the attribute {name!r} of {kind.__name__} cannot be copied ({str(error).splitlines()[0]}); "
+                    "set it to None, and back afterwards"
+                ) from error
     return new
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from autoslim.errors import SpaceError
+from autoslim.errors import SpaceError, TrainError
 from autoslim.losses import Backward, Loss, plain_backward, soft_cross_entropy
 from autoslim.slicing import check_model, gradients_in_place, run_subnet
 from autoslim.space import ChannelSpace, Widths
@@ -51,11 +51,16 @@ class Supernet(nn.Module):
         return self._model
 
     def forward(self, inputs: Any, widths: Mapping[str, int] | None = None) -> Any:
-        """Run at `widths` (default: the widest). `inputs`: a tensor, a tuple of arguments or a mapping of keywords."""
+        """Run at `widths` (default: the widest). `inputs`: a tensor, a tuple of arguments or a mapping of keywords.
+
+        Raises `SpaceError` for widths that the space does not have.
+        """
         args, kwargs = split_input(inputs)
         model = self._model
         if widths is None or widths == self._full:
             return model(*args, **kwargs)
+        if not isinstance(widths, Mapping):
+            raise SpaceError(f"widths are a mapping of groups to channels, as space.uniform(0.5) gives, got {widths!r}")
         return run_subnet(model, self.space, widths, args, kwargs)
 
     def train(self, mode: bool = True) -> Supernet:
@@ -84,8 +89,7 @@ def sandwich_backward(
     `loss` too. The four losses are summed with weight 1, each backward frees its graph before the next forward. `rng`
     draws the widths: one for each group (AutoSlim), or, with `ratios=(low, high)`, one ratio between them for the whole
     net (US-Net); its widest and narrowest nets then are those of these ratios. `backward(loss)` sends a loss back: give
-    `accelerator.backward`, or `lambda loss: scaler.scale(loss).backward()`. Hooks of parameters see the gradients of
-    uncut ones only (see `gradients_in_place`); look at gradients after the step. Returns the losses by name.
+    `accelerator.backward`, or `lambda loss: scaler.scale(loss).backward()`. Returns the losses by name.
 
     In several processes `supernet` may be `DistributedDataParallel(supernet)`: its gradients are averaged once, during
     the last backward pass. Give each process an `rng` of its own. Raises `SpaceError` for any other model.
@@ -94,6 +98,8 @@ def sandwich_backward(
         raise SpaceError(f"num_random must be a whole number of at least 0, got {num_random!r}")
     own = unwrapped(supernet, Supernet)
     space = own.space
+    if not isinstance(rng, random.Random):
+        raise SpaceError(f"rng draws the widths: give random.Random(0), got {rng!r}")
     _check_range(ratios)
     widest = None if ratios is None else space.uniform(ratios[1])
     students: dict[str, Widths] = {"narrowest": space.smallest() if ratios is None else space.uniform(ratios[0])}
@@ -147,6 +153,10 @@ def backward_in_turn(
     The first learns from `loss(output, targets)`, the others from its detached output, unless `distill` is False: see
     `sandwich_backward`. Returns the losses by name.
     """
+    if not isinstance(distill, bool) and not callable(distill):
+        raise TrainError(
+            f"distill is True, False or a function of two outputs, such as autoslim.alpha_divergence; got {distill!r}"
+        )
     imitate: Loss = soft_cross_entropy if distill is True else distill if callable(distill) else loss
     teach, lesson = loss, targets
     losses: dict[str, Tensor] = {}

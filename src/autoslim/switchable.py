@@ -204,7 +204,7 @@ def named_ratios(space: ChannelSpace, ratios: Sequence[float], name: str = "{:g}
     for (wide, widths), (narrow, others) in pairwise(pairs):
         if widths == others:
             also = "given twice" if wide == narrow else f"the same widths as {wide:g} in this space, which rounds them"
-            raise SpaceError(f"switch {narrow:g} is {also}; leave one out, or choose finer space.bins and divisor")
+            raise SpaceError(f"the ratio {narrow:g} is {also}; leave one out, or choose finer space.bins and divisor")
     return {name.format(ratio): widths for ratio, widths in pairs}
 
 
