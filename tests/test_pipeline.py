@@ -195,6 +195,42 @@ def test_a_us_net_gives_any_other_ratio_at_once(
     )  # another training, or not
 
 
+@pytest.mark.parametrize("system", ["autoslim", "us-net"])
+def test_files_of_a_net_that_are_gone_are_made_again(
+    config: Path, in_tmp: Path, capsys: pytest.CaptureFixture[str], system: str
+) -> None:
+    options = ["--system", system, "--set", "ratios=[1.0, 0.5]"]
+    assert run("run", config, *options) == 0
+    root = in_tmp / "runs" / "small"
+    name = "50%" if system == "autoslim" else "width-0.5"
+    before = artefacts(root)
+    for file in ("widths.json", "model.safetensors"):
+        path = root / "subnets" / name / file
+        content = path.read_bytes()
+        path.write_bytes(content[:20])
+        if file == "widths.json" or system == "autoslim":
+            assert run("run", root) == 2
+            assert "delete it to compute it again" in capsys.readouterr().err
+        path.unlink()
+        assert run("run", root) == 0
+        assert path.read_bytes() == content
+    after = artefacts(root)
+    assert {key: after[key] for key in before if key != "train"} == {k: v for k, v in before.items() if k != "train"}
+
+
+def test_a_path_that_the_terminal_cannot_show_is_no_failure(config: Path, in_tmp: Path) -> None:
+    root = in_tmp / "naïve ü"
+    environment = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONPATH": str(Path(autoslim.__file__).parents[1])}
+    done = subprocess.run(
+        [sys.executable, "-m", "autoslim", "run", str(config), "--run-dir", str(root)],
+        env=environment,
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"na\\xefve" in done.stdout
+
+
 @pytest.mark.parametrize("system", ["i-net", "s-net", "shared-bn", "autoslim"])
 def test_systems_of_fixed_widths_refuse_other_ratios_and_budgets(
     config: Path, in_tmp: Path, capsys: pytest.CaptureFixture[str], system: str
@@ -510,7 +546,9 @@ def test_any_budget_on_the_path_is_taken_without_another_search(
     results = json.loads((root / "results.json").read_text())
     assert [net["budget"] for net in results["subnets"]] == ["70%", "macs<=60%, params<=80%", "50%", "params=30%"]
     assert all(0 <= net["accuracy"][kind] <= 1 for net in results["subnets"] for kind in ("found", "retrained"))
+    capsys.readouterr()
     assert run("report", config) == 0  # the budgets of the file again
+    assert "left out, for slim.budgets does not have it: 70%, macs<=60%, params<=80%;" in capsys.readouterr().err
     assert [net["budget"] for net in json.loads((root / "results.json").read_text())["subnets"]] == [
         "50%",
         "params=30%",

@@ -3,8 +3,6 @@
 import gc
 import sys
 
-from autoslim.cli import main
-
 
 def entry() -> int:
     """`main`, for a process that ends afterwards; returns its exit code.
@@ -13,7 +11,12 @@ def entry() -> int:
     The memory goes back to the system anyway: everything is declared permanent, and there is nothing to look at.
     """
     try:
+        from autoslim.cli import main  # takes a moment, in which somebody may press Ctrl-C
+
         return main()
+    except KeyboardInterrupt:
+        print("error: stopped; run the same command again to go on", file=sys.stderr)
+        return 130
     finally:
         gc.freeze()
 

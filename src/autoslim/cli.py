@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import sys
@@ -59,6 +60,9 @@ _SkipBroken = Annotated[bool, typer.Option("--skip-broken", help="Leave broken i
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; a user's mistake is one line on standard error and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")  # a path in another language is no reason to fail at the end
     # among other processes a signal must not come between a mistake and the line that says so
     with nullcontext() if _is_alone() else interruption.caught():
         try:
@@ -75,9 +79,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _ended(arguments: list[str] | None) -> int:
     """Run the command line, and say what ended it; its exit code."""
-    command = typer.main.get_command(app)
     try:
-        code = command.main(args=arguments, prog_name="autoslim", standalone_mode=False)
+        code = typer.main.get_command(app).main(args=arguments, prog_name="autoslim", standalone_mode=False)
         if code == _INTERRUPTED:  # how typer hands on a KeyboardInterrupt
             return _stopped()
         if broken := _unwritten():
@@ -446,7 +449,7 @@ def _stages(
     seed: int | None = None,
 ) -> None:
     """Open the run, then work on some stages (default: all), with `budgets` on some of the nets, by a `seed`."""
-    from autoslim.run import chosen_budgets, exclusive, open_run
+    from autoslim.run import chosen_budgets, exclusive, left_out, open_run
 
     root, config = _opened(target, set_, run_dir, device, threads)
     seed = None if seed == config.seed else seed
@@ -455,6 +458,11 @@ def _stages(
     with interruption.caught(), exclusive(root, budgets, seed) if launched().is_main else nullcontext():
         opened = open_run(root, config)
         progress.say(f"run directory: {root}")
+        if dropped := left_out(opened):
+            progress.say(
+                f"left out, for slim.budgets does not have it: {', '.join(dropped)}; its net stays in {root}/subnets, "
+                f"and autoslim slim {root} --budget takes it up again"
+            )
         results = _work(opened, progress, only, budgets, seed)
     if results is None:
         return

@@ -446,7 +446,7 @@ def slim_stage(job: Job) -> None:
         if world().is_main:
             _take_ratios(job)
         return
-    if agreed(lambda: all("found" in _metrics(job, budget.text).get("accuracy", {}) for budget in job.budgets)):
+    if agreed(lambda: all(_is_found(job, budget) for budget in job.budgets)):
         job.progress.say(f"search: done before, {job.run.slim_log}")
         return
     assert isinstance(job.net, Supernet)
@@ -501,7 +501,7 @@ def slim_stage(job: Job) -> None:
                 append_record(job.run.slim_log, record | {"accuracy": correct, "images": seen})
     for budget in job.budgets:
         directory, known = job.run.subnet(budget.text), agreed(partial(_metrics, job, budget.text))
-        if "found" in known.get("accuracy", {}):
+        if agreed(partial(_is_found, job, budget)):
             continue
         widths = widths_within(job.space, steps, budget.cost, budget.limit)
         assert widths is not None, "the walk went on until every budget was met"
@@ -520,6 +520,12 @@ def slim_stage(job: Job) -> None:
         accuracy = known.get("accuracy", {}) | accuracy  # one taken from the path may have been retrained before
         metrics = known | {"budget": budget.text, **job.figures(widths), "accuracy": accuracy}
         write_json(directory / "metrics.json", metrics | ({"exchanges": moves} if moves else {}))
+
+
+def _is_found(job: Job, budget: Budgeted) -> bool:
+    """Are the widths of a budget there, and the accuracy of its net?"""
+    is_there = (job.run.subnet(budget.text) / "widths.json").exists()
+    return is_there and "found" in _metrics(job, budget.text).get("accuracy", {})
 
 
 def _step_rule(job: Job) -> str:
@@ -580,7 +586,8 @@ def _take_ratios(job: Job) -> None:
     widths = widths_of_ratios(job.space, job.config.ratios)
     for budget, ratio in zip(job.budgets, sorted(job.config.ratios, reverse=True), strict=True):
         directory, chosen = job.run.subnet(budget.text), widths[budget.text]
-        if (directory / "metrics.json").exists():
+        files = ("metrics.json", "widths.json", *(() if job.config.system == "i-net" else ("model.safetensors",)))
+        if all((directory / name).exists() for name in files):
             continue
         if (same := next(name for name, each in widths.items() if each == chosen)) != budget.text:
             job.progress.say(f"{budget.text}: the same net as {same} (space.bins and space.divisor round widths)")
@@ -591,7 +598,9 @@ def _take_ratios(job: Job) -> None:
             accuracy["found"] = _tested(job, net)
             job.save(directory, net, job.space, chosen)
             job.progress.say(f"{budget.text}: {accuracy['found']:.1%} on the test images")
-        metrics = {"budget": budget.text, "ratio": ratio, **job.figures(chosen), "accuracy": accuracy}
+        known = _metrics(job, budget.text)
+        accuracy = known.get("accuracy", {}) | accuracy
+        metrics = known | {"budget": budget.text, "ratio": ratio, **job.figures(chosen), "accuracy": accuracy}
         write_json(directory / "metrics.json", metrics)
 
 
@@ -621,7 +630,7 @@ def retrain_stage(job: Job) -> None:
         if is_taken and "found" not in metrics["accuracy"] and world().is_main:  # later, from the path of the search
             metrics["accuracy"]["found"] = _tested(job, _net_at(job, plan.budget, plan.widths))
             write_json(path, metrics)
-        if plan.kind in metrics["accuracy"]:
+        if plan.kind in metrics["accuracy"] and (plan.kind == "uniform" or agreed(partial(_is_kept, job, plan))):
             continue
         if job.config.retrain.jointly and job.config.system == "autoslim":
             net = _jointly_trained(job, plan, [other for other in plans if other.kind == plan.kind])
@@ -632,6 +641,11 @@ def retrain_stage(job: Job) -> None:
         metrics["accuracy"][plan.kind] = _tested(job, net)
         write_json(path, metrics)
         job.progress.say(f"{_stage_of(job, plan)}: {metrics['accuracy'][plan.kind]:.1%} on the test images")
+
+
+def _is_kept(job: Job, plan: _Plan) -> bool:
+    """Are the weights of a net there, if a later stage needs them? It does not need those of other seeds."""
+    return job.seed != job.config.seed or (plan.directory / "model.safetensors").exists()
 
 
 def _stage_of(job: Job, plan: _Plan) -> str:

@@ -185,6 +185,15 @@ def open_run(root: Path, config: Config) -> Run:
     raise RunError(f"{root} was begun with another configuration: {first}{more}; choose another --run-dir")
 
 
+def left_out(run: Run) -> list[str]:
+    """Budgets whose nets lie in the run directory, taken or found before, and which its configuration has no longer."""
+    if not (run.root / "config.yaml").exists():
+        return []
+    known = {_slug(budget) for budget in run.config.slim.budgets}
+    before = read_run(run.root).config.slim.budgets
+    return [each for each in before if _slug(each) not in known and (run.subnet(each) / "metrics.json").exists()]
+
+
 def begin_run(run: Run, space_json: str) -> None:
     """Write `config.yaml` and `space.json`, once everything that can be checked beforehand was."""
     if not run.supernet.exists():
