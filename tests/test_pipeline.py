@@ -218,6 +218,26 @@ def test_files_of_a_net_that_are_gone_are_made_again(
     assert {key: after[key] for key in before if key != "train"} == {k: v for k, v in before.items() if k != "train"}
 
 
+def test_an_image_alone_in_a_batch_is_refused_where_batchnorm_cannot_do_with_it(
+    config: Path, in_tmp: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (in_tmp / "pooled.py").write_text(
+        "from torch import nn\n"
+        "def net(): return nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),\n"
+        "    nn.Linear(8, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 4))\n"
+    )
+    pooled = ("--set", "model=pooled.py:net", "--set", "model_args={}", "--set", "slim.budgets=[60%]")
+    for options, named in (
+        (["train.batch_size=1"], "train.batch_size=1 leaves an image alone in a batch: "),
+        (["retrain.batch_size=1"], "retrain.batch_size=1 leaves an image alone"),
+        (["slim.images=3", "slim.batch_size=2"], "slim.batch_size=2 for 3 images leaves an image alone"),
+    ):
+        error = fails(capsys, "run", config, *pooled, *(part for each in options for part in ("--set", each)))
+        assert named in error
+        assert "Expected more than 1 value per channel" in error
+        assert not (in_tmp / "runs" / "small" / "supernet").exists()
+
+
 def test_a_path_that_the_terminal_cannot_show_is_no_failure(config: Path, in_tmp: Path) -> None:
     root = in_tmp / "naïve ü"
     environment = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONPATH": str(Path(autoslim.__file__).parents[1])}

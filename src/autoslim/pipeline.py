@@ -142,14 +142,13 @@ class Job:
         """Training images for BatchNorm statistics, without augmentation, in batches of `size`."""
         order = torch.randperm(len(self.data.train), generator=torch.Generator().manual_seed(self.config.seed))
         chosen = self.data.train.subset(order[: self.config.calibration_images])
-        return [images for images, _ in self.batches(chosen, size or self.within(250))]
+        return [images for images, _ in self.batches(chosen, _alike(len(chosen), size or self.within(250)))]
 
     def held_out(self) -> list[tuple[Tensor, Tensor]]:
         """The images of the search in batches of about equal size, chosen once by the seed."""
         order = torch.randperm(len(self.data.holdout), generator=torch.Generator().manual_seed(self.config.seed))
         chosen = self.data.holdout.subset(order[: self.config.slim.images])
-        count = math.ceil(len(chosen) / self.fit.batch_size)
-        return list(self.batches(chosen, math.ceil(len(chosen) / count)))
+        return list(self.batches(chosen, _alike(len(chosen), self.fit.batch_size)))
 
     def test(self, size: int) -> Batches:
         """The test images, never looked at by training or search."""
@@ -223,6 +222,7 @@ def prepare(run: Run, progress: Progress) -> Job:
             )
         make_optimizer(net, recipe)
         make_schedule(recipe, math.ceil(len(batches) / recipe.accumulate))
+    _check_lone_images(job)
     if config.system == "i-net":
         plain_step(model, config.train)
     else:
@@ -321,16 +321,54 @@ def _check_output(config: Config, model: nn.Module, example: Tensor, data: Image
         )
 
 
+def _alike(count: int, most: int) -> int:
+    """The size of batches of about equal size, of at most so many: none is left with a single image without need."""
+    return math.ceil(count / math.ceil(count / most))
+
+
+def _check_lone_images(job: Job) -> None:
+    """`ConfigError`, before training, where an image would be alone in a batch and the network cannot do with that.
+
+    BatchNorm of a single value for each channel, as behind global pooling, has no statistics.
+    """
+    config, ranks = job.config, world().size
+    by = f", shared by {ranks} processes," if ranks > 1 else ""
+    smallest = {
+        f"{stage}.batch_size={recipe.batch_size}{by}": recipe.batch_size // ranks
+        for stage, recipe in (("train", config.train), ("retrain", config.retrain))
+    }
+    if config.system == "autoslim":
+        images = min(len(job.data.holdout), config.slim.images or len(job.data.holdout))
+        size = _alike(images, job.fit.batch_size)
+        smallest[f"slim.batch_size={job.fit.batch_size} for {counted(images, 'image')}"] = images % size or size
+    alone = next((name for name, size in smallest.items() if size == 1), None)
+    if alone is None:
+        return
+    try:
+        with _buffers_kept(job.model):
+            job.model.train()(job.example())
+    except ValueError as error:  # as torch says it
+        raise ConfigError(f"{alone} leaves an image alone in a batch: {describe(error)}; raise it") from error
+
+
 def _output_in_training(config: Config, model: nn.Module, example: Tensor) -> Any:
     """What the network gives for two images, as a loss would get it; its buffers stay as they are."""
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with _buffers_kept(model):
             return model(torch.rand(2, *example.shape[1:]))
     except Exception as error:
         if is_out_of_memory(error):
             raise
         raise ConfigError(f"model {config.model!r} does not run in training mode: {describe(error)}") from error
+
+
+@contextmanager
+def _buffers_kept(model: nn.Module) -> Iterator[None]:
+    """A trial, of which neither running statistics nor random numbers nor gradients are left."""
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            yield
     finally:
         with torch.no_grad():
             for buffer, before in buffers:
