@@ -91,6 +91,8 @@ def test_inspect_reads_a_configuration(capsys: pytest.CaptureFixture[str], in_tm
         (["run", "c.yaml", "--set", "train"], "write key=value"),
         (["run", "broken.yaml"], "no valid YAML"),
         (["run", "list.yaml"], "must be a mapping"),
+        (["inspect", "twice.yaml"], "the key 'slim' stands in line 2 and again in line 4; keep one"),
+        (["run", "c.yaml", "--set", "slim={budgets: [30%], budgets: [40%]}"], "the key 'budgets' stands in line 1 and"),
         (["inspect", "torchvision:mobilnet_v2"], "did you mean 'mobilenet_v2'"),
         (["inspect", NET], "does not run on the example input of shape (1, 3, 224, 224)"),
         (["inspect", NET, "--input", "abc"], "write it as 1,3,224,224"),
@@ -114,6 +116,8 @@ def test_mistakes_get_one_line_and_exit_code_2(
     (in_tmp / "c.yaml").write_text("model: autoslim:mobilenet_v1\n")
     (in_tmp / "broken.yaml").write_text("model: [unclosed\n")
     (in_tmp / "list.yaml").write_text("- model\n")
+    twice = "model: autoslim:mobilenet_v1\nslim: {budgets: [30%]}\nthreads: 1\nslim: {batch_size: 9}\n"
+    (in_tmp / "twice.yaml").write_text(twice)
     assert main(arguments) == 2
     captured = capsys.readouterr()
     assert captured.err.startswith("error: ")

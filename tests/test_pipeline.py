@@ -216,6 +216,8 @@ def test_files_of_a_net_that_are_gone_are_made_again(
         assert path.read_bytes() == content
     after = artefacts(root)
     assert {key: after[key] for key in before if key != "train"} == {k: v for k, v in before.items() if k != "train"}
+    shutil.copy(root / "config.yaml", in_tmp / "again.yaml")  # a configuration like any other
+    assert run("inspect", in_tmp / "again.yaml") == 0
 
 
 def test_an_image_alone_in_a_batch_is_refused_where_batchnorm_cannot_do_with_it(

@@ -195,6 +195,12 @@ def test_weight_decay_spares_norms_biases_and_depthwise_kernels_whatever_the_opt
         ({"optimizer": "adamw", "optimizer_args": {"beta": 1}}, "did you mean 'betas'"),
         ({"optimizer": "adamw", "optimizer_args": {"lr": 1}}, "a key of the recipe itself"),
         ({"optimizer": "adamw", "optimizer_args": {"betas": [2, 2]}}, "Invalid beta"),
+        (
+            {"optimizer": "adam", "optimizer_args": {"betas": [0.9]}},
+            r"optimizer_args {'betas': \[0.9\]} cannot be used",
+        ),
+        ({"optimizer": "adam", "optimizer_args": {"betas": {"a": 1}}}, "cannot be used"),
+        ({"optimizer": "timm:lamb", "optimizer_args": {"betas": [0.9]}}, "cannot be used: not enough values to unpack"),
         ({"optimizer": "rprop"}, "set weight_decay=0"),
         ({"schedule": "linaer"}, "did you mean 'linear'"),
         ({"schedule": "torch:StepLr2"}, "did you mean 'torch:StepLR'"),

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
@@ -13,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from autoslim.batching import Fit, fit_batches
 from autoslim.cost import Budget, meaning_of
 from autoslim.errors import AutoSlimError, BudgetError, ConfigError, SpaceError, nearest
-from autoslim.recipe import RetrainRecipe, SupernetRecipe
+from autoslim.recipe import RetrainRecipe, SupernetRecipe, problem_in
 from autoslim.space import ChannelSpace, name_of_ratio, parse_bins
 
 
@@ -190,7 +189,7 @@ class Config(_Strict):
     give nets at the width `ratios`; us-net trains the whole range between the lowest and the highest of them.
     `pretrained`: weights to start from, a safetensors or state-dict file, or, of a model of torchvision or timm,
     "default" (or true) or the name they have there. With them, `train.sort` is l1 (first-order after `plain_epochs`),
-    `retrain.init` supernet, and the rate of both 0.03 for SGD, if not given.
+    `retrain.init` supernet, and the rate of both 0.03 for SGD, if not given. Raises `ConfigError` for what cannot be.
     """
 
     model: str
@@ -209,6 +208,16 @@ class Config(_Strict):
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] = 0
     device: str = "cpu"
     threads: Annotated[int, Field(ge=1, le=4096)] | None = None
+
+    if not TYPE_CHECKING:  # where fields are the signature
+
+        def __init__(self, **values: Any) -> None:
+            try:
+                super().__init__(**values)
+            except ValidationError as error:
+                raise ConfigError(_explain(error)) from None
+
+        __init__.__pydantic_base_init__ = True  # for model_validate, which does not come through here
 
     @model_validator(mode="before")
     @classmethod
@@ -295,6 +304,8 @@ class Config(_Strict):
 def load_config(path: str | Path, overrides: Iterable[str] = (), **extra: Any) -> Config:
     """Read YAML, apply `key.path=value` overrides and `extra` top-level values, validate. Raises `ConfigError`."""
     values = read_yaml(Path(path))
+    if isinstance(values.get("provenance"), dict):
+        del values["provenance"]  # of the `config.yaml` of a run: where that came from, and no setting
     for text in overrides:
         override(values, text)
     values |= {key: value for key, value in extra.items() if value is not None}
@@ -341,6 +352,7 @@ def _plain_yaml(text: str) -> Any:
             return None
         if _number_of_values(node, {}) > _MOST_VALUES:
             raise ValueError(f"it stands for more than {_MOST_VALUES:,} values")
+        _refuse_twins(node, set())
         return loader.construct_document(node)
     finally:
         loader.dispose()
@@ -354,6 +366,22 @@ def _number_of_values(node: yaml.Node, known: dict[int, int]) -> int:
         parts = (part for each in inner for part in (each if isinstance(each, tuple) else (each,)))
         known[id(node)] = 1 + sum(_number_of_values(part, known) for part in parts)
     return known[id(node)]
+
+
+def _refuse_twins(node: yaml.Node, seen: set[int]) -> None:
+    """`ValueError` for a key that a mapping has twice: YAML forbids that, but its parser takes the last in silence."""
+    if id(node) in seen or not isinstance(node, yaml.CollectionNode):
+        return
+    seen.add(id(node))
+    lines: dict[str, int] = {}
+    for each in node.value:
+        for part in each if isinstance(each, tuple) else (each,):
+            _refuse_twins(part, seen)
+        if isinstance(each, tuple) and isinstance(each[0], yaml.ScalarNode):
+            key, line = each[0].value, each[0].start_mark.line + 1
+            if key in lines:
+                raise ValueError(f"the key {key!r} stands in line {lines[key]} and again in line {line}; keep one")
+            lines[key] = line
 
 
 def _in_short(error: BaseException) -> str:
@@ -381,22 +409,15 @@ def override(values: dict[str, Any], text: str) -> None:
 
 def _explain(error: ValidationError) -> str:
     """The first problem, in one line."""
-    first = error.errors()[0]
+    errors = error.errors()
+    first = errors[0]
     path = [str(part) for part in first["loc"]]
     if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         known = _keys_at(path[:-1])
         return f"no key {'.'.join(path)!r}; {nearest(path[-1], known)}"
     if first["type"] == "missing":
         return f"{'.'.join(path)!r} is missing"
-    # a union reports its members as the last part of the path; the key before it is what the user wrote
-    shown = ".".join(part for part in path if not part.startswith(("constrained", "function-", "literal[", "bool")))
-    given = repr(first["input"])
-    hint = ""
-    if first["type"] == "literal_error" and isinstance(first["input"], str):
-        near = nearest(first["input"], re.findall(r"'([^']*)'", first.get("ctx", {}).get("expected", "")))
-        hint = f"; {near}" if near.startswith("did you mean") else ""
-    message = first["msg"].removeprefix("Value error, ")
-    return f"{shown}: {message}, got {given if len(given) < 80 else given[:77] + '...'}{hint}"
+    return problem_in(errors)
 
 
 def _keys_at(path: list[str]) -> list[str]:

@@ -8,12 +8,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from autoslim.errors import TrainError
+
 Loss = Callable[[Any, Any], Tensor]
 Backward = Callable[[Tensor], object]
 
 
 def plain_backward(loss: Tensor) -> None:
-    """Send a loss back as it is. `accelerator.backward`, or one that scales the loss, can take its place."""
+    """Send a loss back as it is. `accelerator.backward`, or one that scales the loss, can take its place.
+
+    Raises `TrainError` if it is not one number.
+    """
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        given = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise TrainError(f"a loss must be one number, as a tensor; got {given}: take the mean over the samples")
     loss.backward()  # type: ignore[no-untyped-call]
 
 

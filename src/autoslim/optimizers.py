@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from autoslim.errors import ConfigError, nearest
+from autoslim.errors import AutoSlimError, ConfigError, nearest
 from autoslim.recipe import SCHEDULES, Recipe
 
 Schedule = Callable[[int], Mapping[str, Any]]  # the step, counted from 0 -> options of every parameter group
@@ -25,6 +25,7 @@ _NO_OPTIMIZERS = {
     "sparseadam": "gradients are dense",
     "muon": "it takes matrices only, and networks have biases and kernels",
 }
+KEPT = (torch.Tensor, int, float, bool, str, type(None))  # what a checkpoint can hold of an optimizer's state
 _PER_BATCH = ("OneCycleLR", "CyclicLR")  # the others of torch are stepped once per epoch, as in its documentation
 _FILLED_IN = ("T_max", "total_steps")  # of CosineAnnealingLR and OneCycleLR: how long the training is
 _NO_SCHEDULES = {
@@ -42,7 +43,33 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 
     Weight decay on matrices and convolution kernels only: not on depthwise ones, normalisation or biases.
     """
+    _try_out(recipe)
     return _build([group for group in _groups(model, recipe.weight_decay) if group["params"]], recipe)
+
+
+def _try_out(recipe: Recipe) -> None:
+    """One step of a small layer: some options are looked at only then, which would be after hours of a search."""
+    parameters = [nn.Parameter(torch.ones(4, 3)), nn.Parameter(torch.ones(3))]
+    optimizer = _build([{"params": parameters, "weight_decay": recipe.weight_decay}], recipe)
+    for parameter in parameters:
+        parameter.grad = torch.ones_like(parameter)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            optimizer.step()
+    except Exception as error:  # whatever code of others meets in an option that it has not looked at
+        raise _unfit(recipe, error) from error
+    for slots in state_of(optimizer).values():
+        for value in slots.values():
+            if not isinstance(value, KEPT):
+                raise ConfigError(
+                    f"optimizer {recipe.optimizer!r} keeps a {type(value).__name__}, which no checkpoint holds; choose "
+                    "another one"
+                )
+
+
+def _unfit(recipe: Recipe, error: Exception) -> ConfigError:
+    given = f" with optimizer_args {recipe.optimizer_args}" if recipe.optimizer_args else ""
+    return ConfigError(f"optimizer {recipe.optimizer!r}{given} cannot be used: {_line(error)}")
 
 
 def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -70,8 +97,10 @@ def _build(groups: list[dict[str, Any]], recipe: Recipe) -> torch.optim.Optimize
             return _timm_optimizer(name, groups, recipe, options)
         if source in ("", "torch"):
             return _torch_optimizer(name, groups, recipe, options)
-    except (TypeError, ValueError, RuntimeError, AssertionError, ImportError) as error:
-        raise ConfigError(f"optimizer {recipe.optimizer!r} cannot be used: {_line(error)}") from error
+    except AutoSlimError:
+        raise
+    except Exception as error:  # whatever code of others meets in an option of the wrong kind
+        raise _unfit(recipe, error) from error
     raise ConfigError(f"optimizer {recipe.optimizer!r}: write a name of torch.optim, or timm:NAME")
 
 
@@ -255,7 +284,7 @@ class _NamedSchedule:
         every = 1 if is_per_batch else self._steps_per_epoch
         left = max(1, self._recipe.epochs * self._steps_per_epoch - self._warmup)
         known_length = {"T_max": max(1, round(left / every)), "total_steps": left, "max_lr": self._recipe.lr}
-        if name in ("OneCycleLR", "CosineAnnealingLR"):
+        if name in ("OneCycleLR", "CosineAnnealingLR", "CyclicLR"):
             options = {key: value for key, value in known_length.items() if key in taken} | options
         scheduler = known[name](self._optimizer, **options)
 

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Literal
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from functools import cache
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_type_hints
 
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BeforeValidator
+
+from autoslim.errors import ConfigError, nearest
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 SCHEDULES = ("linear", "cosine", "step")
 
@@ -21,6 +29,36 @@ def _refuse_bool(value: Any) -> Any:
 
 _NUMBER = BeforeValidator(_refuse_bool)
 _FINITE = Lt(math.inf)
+
+
+def problem_in(errors: Sequence[Mapping[str, Any]]) -> str:
+    """The first problem of those that pydantic lists, in one line: the key, what it takes, what was given."""
+    key, given = _key_of(errors[0]), " ".join(repr(errors[0]["input"]).split())
+    of_key = [error for error in errors if _key_of(error) == key]  # one for each member of a union
+    first, *others = dict.fromkeys(error["msg"].removeprefix("Value error, ") for error in of_key)
+    message = ", or ".join([first, *(other.removeprefix("Input should be ") for other in others)])
+    hint = ""
+    for error in of_key:
+        if error["type"] == "literal_error" and isinstance(error["input"], str):
+            near = nearest(error["input"], re.findall(r"'([^']*)'", error.get("ctx", {}).get("expected", "")))
+            hint = f"; {near}" if near.startswith("did you mean") else ""
+    return f"{key}: {message}, got {given if len(given) < 80 else given[:77] + '...'}{hint}"
+
+
+def _key_of(error: Mapping[str, Any]) -> str:
+    """What the user wrote: a union reports its members as the last part of the path."""
+    parts = (str(part) for part in error["loc"])
+    return ".".join(part for part in parts if not part.startswith(("constrained", "function-", "literal[", "bool")))
+
+
+@cache
+def _fields_of(kind: type[Recipe]) -> type[BaseModel]:
+    """The fields of a recipe for pydantic, which else would look at them in a configuration only."""
+    from pydantic import ConfigDict, create_model  # here: half of what importing this module would take
+
+    hints = get_type_hints(kind, include_extras=True)
+    given: dict[str, Any] = {each.name: (hints[each.name], ...) for each in fields(kind)}
+    return create_model(kind.__name__, __config__=ConfigDict(arbitrary_types_allowed=True), **given)
 
 
 @dataclass(frozen=True)
@@ -38,6 +76,9 @@ class Recipe:
     only. `checkpoint_minutes`: a checkpoint also within an epoch whenever so many have passed since the last one (null:
     none); a run that is killed goes on from it exactly. `on_nan`: a loss that is not a number stops the training, or
     its step is skipped and counted; where more than half of an epoch or the last steps were skipped, it stops too.
+
+    `train_supernet` and `retrain` do all of it but `batch_size` (batches are as given) and `checkpoint_minutes`, which
+    act in a run only. Raises `ConfigError` for a value that a key does not take.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
@@ -64,6 +105,17 @@ class Recipe:
     compile: bool = False
     on_nan: Literal["stop", "skip"] = "stop"
     checkpoint_minutes: Annotated[float, Gt(0), _NUMBER] | None = 10.0
+
+    def __post_init__(self) -> None:
+        """From Python as from a file: what cannot be is refused, and "1e-3" is a number."""
+        from pydantic import ValidationError
+
+        try:
+            checked = _fields_of(type(self)).model_validate(vars(self))  # type: ignore[arg-type]
+        except ValidationError as error:
+            raise ConfigError(f"{type(self).__name__}: {problem_in(error.errors())}") from None
+        for each in fields(self):
+            object.__setattr__(self, each.name, getattr(checked, each.name))
 
     def warmup_rate(self, step: int, steps_per_epoch: int) -> float | None:
         """The rate of a linear warm-up at a step counted from 0; None when that is over."""
@@ -101,7 +153,8 @@ class SupernetRecipe(Recipe):
     `plain_epochs`: of the `epochs`, so many come first in which the whole network is trained alone, as any other; then
     the channels are sorted (by first-order, if not given), and the other epochs are those of the supernet. Where all
     of them are plain the search looks at a network that was never trained to be cut: right for short fine-tuning of
-    trained weights and budgets that are not small (benchmarks/LOG.md).
+    trained weights and budgets that are not small (benchmarks/LOG.md). `sort` and `plain_epochs` act in a run;
+    `train_supernet` refuses them.
     """
 
     num_random: Annotated[int, Ge(0), _NUMBER] = 2
@@ -117,7 +170,8 @@ class RetrainRecipe(Recipe):
     `init`: "scratch" (the paper) or "supernet" (its weights; the default of a `pretrained` run). `distill`: weight of
     the soft cross-entropy against the supernet's widest net, 0 for none. `uniform`: train a uniform-width net of equal
     cost by the same recipe, from the same start. `jointly`: train the nets of all budgets as one S-Net, as the authors
-    did, and the uniform nets as another one.
+    did, and the uniform nets as another one. `retrain` trains the net that it is given, from the weights that this
+    has: `init` and `uniform` act in a run, and `jointly` is refused; `distill` wants a teacher.
     """
 
     init: Literal["scratch", "supernet"] = "scratch"

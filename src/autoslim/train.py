@@ -6,10 +6,11 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Protocol
+from numbers import Real
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -21,12 +22,13 @@ from autoslim.errors import RunError, TrainError
 from autoslim.losses import Backward, Loss, alpha_divergence, plain_backward, soft_cross_entropy
 from autoslim.memory import fitting_batch, is_out_of_memory
 from autoslim.optimizers import make_optimizer, make_schedule, state_of
-from autoslim.recipe import Recipe, SupernetRecipe
+from autoslim.recipe import Recipe, RetrainRecipe, SupernetRecipe
 from autoslim.supernet import Supernet, sandwich_backward
 from autoslim.switchable import SwitchableNet, switch_backward
 from autoslim.tracing import split_input
 
 MOST_SKIPPED = 10  # steps in a row whose loss is no number: more of them is no bad luck
+Distill = bool | Literal["auto", "alpha"] | Loss  # of whom narrow nets learn, and how: see `SupernetRecipe`
 _PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -75,6 +77,9 @@ class Training:
         self.steps_per_epoch = math.ceil(batches_per_epoch / recipe.accumulate)
         self.epoch = 0
         self.device = next(model.parameters()).device
+        if recipe.channels_last:
+            for parameter in model.parameters():
+                parameter.data = _channels_last(parameter.data)
         self.optimizer = make_optimizer(model, recipe)
         self.schedule = make_schedule(recipe, self.steps_per_epoch)
         self.average = None if recipe.ema is None else WeightAverage(lambda: unshared(model), recipe.ema)
@@ -116,7 +121,8 @@ class Training:
         if set_epoch is not None:
             set_epoch(self.epoch)
         self.model.train()
-        blocks = checkpointed(self.model) if self.recipe.checkpointing else nullcontext()
+        own = self.model.model if isinstance(self.model, (Supernet, SwitchableNet)) else self.model
+        blocks = checkpointed(own) if self.recipe.checkpointing else nullcontext()
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []), blocks:
             torch.manual_seed(random.Random(f"{self.seed}/{self.epoch}").getrandbits(63))
             waiting = iter(batches)
@@ -218,6 +224,8 @@ class Training:
             part = loss * share
             plain_backward(part if scaler is None else scaler.scale(part))
 
+        if self.recipe.channels_last:
+            inputs = torch.utils._pytree.tree_map(_channels_last, inputs)
         precision = _PRECISIONS.get(self.recipe.autocast)
         with torch.autocast(self.device.type, precision, enabled=precision is not None):
             if share == 1 and scaler is None:
@@ -323,11 +331,6 @@ class Training:
         slots: dict[str, dict[str, Any]] = {}
         for name, key, value in self._slots():
             if not isinstance(value, Tensor):
-                if not isinstance(value, (int, float, bool, str, type(None))):
-                    raise TrainError(
-                        f"optimizer {self.recipe.optimizer!r} keeps a {type(value).__name__}, which no checkpoint "
-                        "holds; choose another one"
-                    )
                 slots.setdefault(name, {})[key] = value
         plain = [
             {key: value for key, value in group.items() if isinstance(value, (int, float, bool)) and key != "params"}
@@ -430,6 +433,11 @@ class Training:
         self.optimizer.load_state_dict(whole)
 
 
+def _channels_last(leaf: Any) -> Any:
+    has_layout = isinstance(leaf, Tensor) and leaf.ndim == 4  # (N, C, H, W), or a kernel
+    return leaf.contiguous(memory_format=torch.channels_last) if has_layout else leaf
+
+
 def hard_loss(recipe: Recipe) -> Loss:
     """Cross-entropy; smoothing gives `1 - e` to the true class and `e / (K - 1)` to each other, as the papers' code.
 
@@ -451,12 +459,15 @@ def sandwich_step(
     recipe: SupernetRecipe,
     loss: Loss | None = None,
     ratios: tuple[float, float] | None = None,
-    imitate: Loss | None = None,
+    distill: Distill | None = None,
 ) -> Step:
-    """The step that trains a supernet at independent widths, or, within `ratios`, at one ratio for the whole net."""
+    """The step that trains a supernet at independent widths, or, within `ratios`, at one ratio for the whole net.
+
+    `distill` takes the place of the recipe's.
+    """
     _refuse_compile(recipe)
     loss = loss or hard_loss(recipe)
-    distill = imitate or _distillation(recipe, auto=True)
+    distilled = _distillation(recipe.distill if distill is None else distill, auto=True)
 
     def step(inputs: Any, targets: Any, rng: random.Random, backward: Backward = plain_backward) -> Mapping[str, float]:
         return sandwich_backward(
@@ -466,7 +477,7 @@ def sandwich_step(
             loss=loss,
             rng=rng,
             num_random=recipe.num_random,
-            distill=distill,
+            distill=distilled,
             ratios=ratios,
             backward=backward,
         )
@@ -478,7 +489,7 @@ def switch_step(net: SwitchableNet, recipe: Recipe, loss: Loss | None = None) ->
     """The step that trains an S-Net."""
     _refuse_compile(recipe)
     loss = loss or hard_loss(recipe)
-    distill = _distillation(recipe, auto=False) if isinstance(recipe, SupernetRecipe) else False
+    distill = _distillation(recipe.distill, auto=False) if isinstance(recipe, SupernetRecipe) else False
 
     def step(inputs: Any, targets: Any, rng: random.Random, backward: Backward = plain_backward) -> Mapping[str, float]:
         return switch_backward(net, inputs, targets, loss=loss, distill=distill, backward=backward)
@@ -495,8 +506,15 @@ def _refuse_compile(recipe: Recipe) -> None:
         )
 
 
-def _distillation(recipe: SupernetRecipe, *, auto: bool) -> bool | Loss:
-    return auto if recipe.distill == "auto" else alpha_divergence if recipe.distill == "alpha" else recipe.distill
+def _distillation(wanted: Distill, *, auto: bool) -> bool | Loss:
+    """What backward passes take; "auto" is `auto` to this kind of net."""
+    if isinstance(wanted, bool) or callable(wanted):
+        return wanted
+    if wanted not in ("auto", "alpha"):
+        raise TrainError(
+            f'distill is True, False, "auto", "alpha" or a function of (output, teacher_output), got {wanted!r}'
+        )
+    return auto if wanted == "auto" else alpha_divergence
 
 
 def plain_step(
@@ -507,7 +525,7 @@ def plain_step(
     weight: float = 0.0,
     imitate: Loss = soft_cross_entropy,
 ) -> Step:
-    """The step that trains a plain net, with `weight` of its loss from what a teacher gives.
+    """The step that trains a plain net, with `weight` of its loss from what a teacher gives in evaluation mode.
 
     With `recipe.compile` it runs through torch.compile, one translation for its one shape.
     """
@@ -521,7 +539,7 @@ def plain_step(
         output = run(*args, **kwargs)
         total = loss(output, targets)
         if teacher is not None and weight > 0:
-            with torch.no_grad():
+            with torch.no_grad(), _evaluating(teacher):
                 lesson = teacher(*args, **kwargs)
             total = (1 - weight) * total + weight * imitate(output, lesson)
         backward(total)
@@ -530,23 +548,49 @@ def plain_step(
     return step
 
 
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Inside, the model is in evaluation mode; modes are restored."""
+    modes = {module: module.training for module in model.modules()}
+    if not any(modes.values()):
+        yield
+        return
+    try:
+        model.eval()
+        yield
+    finally:
+        model.train(modes[model])  # a supernet's model too, which is none of its modules
+        for module, mode in modes.items():
+            module.training = mode
+
+
 def train_supernet(
     supernet: Supernet,
     batches: Iterable[tuple[Any, Any]],
     recipe: SupernetRecipe,
     *,
     loss: Loss | None = None,
-    distill: Loss | None = None,
+    distill: Distill | None = None,
     seed: int = 0,
 ) -> Iterator[EpochLog]:
     """Train a supernet in place by the sandwich rule; yields after each epoch.
 
     `batches` is any iterable of (inputs, targets) that has a length, such as a `DataLoader`; in a process group, each
     rank gives its own share of every batch. With `recipe.ema` the net holds the averaged weights whenever this yields.
-    `loss(output, targets)` is cross-entropy, if not given; by `distill(output, teacher_output)` narrow nets learn from
-    the widest, if not as the recipe says.
+    `loss(output, targets)` is cross-entropy, if not given (`label_smoothing` is of that one); by
+    `distill(output, teacher_output)` narrow nets learn from the widest, if not as the recipe says, and what `distill`
+    of a recipe may be is taken too. Raises `TrainError` for keys of the recipe that act in a run only.
     """
-    yield from _epochs(supernet, batches, recipe, sandwich_step(supernet, recipe, loss, imitate=distill), seed)
+    if not isinstance(recipe, SupernetRecipe):
+        raise TrainError(f"a supernet is trained by a SupernetRecipe, got {type(recipe).__name__}")
+    if recipe.plain_epochs:
+        raise TrainError(
+            f"plain_epochs={recipe.plain_epochs} acts in a run only: leave it out, and here first go through "
+            "retrain(supernet.model, ...) and call sort_channels"
+        )
+    if recipe.sort != "none":
+        raise TrainError(f"sort={recipe.sort!r} acts in a run only: leave it out, and call sort_channels before")
+    yield from _epochs(supernet, batches, recipe, sandwich_step(supernet, recipe, loss, distill=distill), seed)
 
 
 def retrain(
@@ -556,21 +600,44 @@ def retrain(
     *,
     loss: Loss | None = None,
     teacher: nn.Module | None = None,
-    distill: float = 0.0,
+    distill: float | None = None,
     imitate: Loss = soft_cross_entropy,
     seed: int = 0,
 ) -> Iterator[EpochLog]:
     """Train a plain net (an extracted subnet) in place; yields after each epoch.
 
-    With a `teacher` in evaluation mode, `distill` of the loss is `imitate(output, teacher_output)`.
+    With a `teacher`, which runs in evaluation mode and stays as it was, `distill` of the loss (if not given, that of a
+    `RetrainRecipe`) is `imitate(output, teacher_output)`. `batches` and `loss` are as in `train_supernet`.
     """
-    yield from _epochs(model, batches, recipe, plain_step(model, recipe, loss, teacher, distill, imitate), seed)
+    if isinstance(recipe, RetrainRecipe) and recipe.jointly:
+        raise TrainError("jointly=true acts in a run only: leave it out, and train a SwitchableNet by switch_backward")
+    weight = _share_of_teacher(recipe, teacher, distill)
+    yield from _epochs(model, batches, recipe, plain_step(model, recipe, loss, teacher, weight, imitate), seed)
+
+
+def _share_of_teacher(recipe: Recipe, teacher: nn.Module | None, distill: float | None) -> float:
+    of_recipe = recipe.distill if isinstance(recipe, RetrainRecipe) else 0.0
+    share = of_recipe if distill is None else distill
+    if isinstance(share, bool) or not isinstance(share, Real) or not 0 <= share <= 1:
+        raise TrainError(f"distill must be a number from 0 to 1, the teacher's share of the loss; got {share!r}")
+    if share > 0 and teacher is None:
+        raise TrainError(f"distill={share:g} needs a teacher: give one, such as teacher=supernet.model")
+    if share == 0 and distill is None and teacher is not None:
+        raise TrainError("a teacher needs its share of the loss: give distill, such as distill=0.5")
+    return float(share)
 
 
 def _epochs(
     model: nn.Module, batches: Iterable[tuple[Any, Any]], recipe: Recipe, step: Step, seed: int
 ) -> Iterator[EpochLog]:
-    training = Training(model, recipe, len(batches), seed=seed)  # type: ignore[arg-type]  # a loader has a length
+    try:
+        count = len(batches)  # type: ignore[arg-type]
+    except TypeError as error:
+        raise TrainError(
+            f"batches are gone through once each epoch, and counted before: {error}; give a list of batches, or a "
+            "DataLoader of a data set that has a length"
+        ) from None
+    training = Training(model, recipe, count, seed=seed)
     while not training.is_done:
         training.show_average(False)
         log = training.run_epoch(batches, step)
