@@ -80,7 +80,7 @@ def test_tracing_takes_less_than_three_seconds(name: str) -> None:
         ("hard_coded_view", "mixed.0", "view in the model's forward has the constant size 4"),
         ("stored_split", "mixed.0", "split_with_sizes in the model's forward has a constant size"),
         ("unknown_operator", "mixed.0", "the operator cummax is not understood"),
-        ("written_in_place", "main.0", "written in place"),
+        ("written_in_place", "main.0", "slice in the model's forward has the constant bound 6"),
         ("plain", "5", "output of the network"),
     ],
 )

@@ -83,6 +83,7 @@ class Recorder:
     renumbers: bool = False
     could_renumber: bool = False
     mixing: dict[str, None] = field(default_factory=dict)  # operators that see all channels at once, in the order met
+    ordered: list[tuple[str, Labels]] = field(default_factory=list)  # operators for which the order of these matters
     is_free: Callable[[str], bool] = lambda name: False  # layers whose channels pass through what has no rule
     freed: list[Labels] = field(default_factory=list)
     passed: set[str] = field(default_factory=set)  # where they did
@@ -97,6 +98,9 @@ class Recorder:
     attributes: dict[tuple[str, str], tuple[tuple[Labels, ...], bool]] = field(default_factory=dict)
     modules: list[tuple[str, nn.Module]] = field(default_factory=list)  # the stack of modules being called
     used: set[str] = field(default_factory=set)  # parameters and buffers that were read
+    originals: Mapping[int, str] = field(default_factory=dict)  # id -> name, for the model this one is a copy of
+    strange: set[str] = field(default_factory=set)  # of those, the ones that were read
+    stays: dict[str, Reason] = field(default_factory=dict)  # parameters that entered an operator which keeps them whole
     flat: set[str] = field(default_factory=set)  # parameters that are one long row
     entered: str = ""  # the module called last, if nothing was multiplied since
     operator: str = ""  # the last one that was run, or is being run, and the module it is in
@@ -104,6 +108,10 @@ class Recorder:
     results: deque[Any] = field(default_factory=lambda: deque(maxlen=8))  # of the last operators
     _labels: TensorTable[list[Labels | None]] = field(default_factory=TensorTable)
     _origins: TensorTable[str] = field(default_factory=TensorTable)
+    _opaque: TensorTable[bool] = field(default_factory=TensorTable)  # computed from parameters in a way not understood
+    _indices: TensorTable[list[Labels]] = field(default_factory=TensorTable)
+    _written: TensorTable[bool] = field(default_factory=TensorTable)  # tensors whose parts were written into
+    _has_written: bool = False
 
     def begin(self, model: nn.Module) -> None:
         """Know the parameters and buffers of a model that is run next."""
@@ -131,13 +139,18 @@ class Recorder:
         """Cutting channels is not the same as setting them to zero, for the operator being run."""
         self.mixing.setdefault(f"{self.where}: {text}")
 
+    def tells_apart(self, labels: Labels | None) -> None:
+        """The operator being run gives each channel something by its number: their order matters, if they are cut."""
+        if labels is not None and not self.atoms.is_settled:
+            self.ordered.append((f"{self.where}: channels are told apart by their numbers", labels))
+
     # --- labels of tensors ---
 
     def labels(self, tensor: Tensor) -> Sequence[Labels | None]:
         """Labels per axis; None: nothing to cut. Axes of a parameter are born when first asked for."""
         name = self.names.get(id(tensor))
         if name is None:
-            return self._labels.get(tensor) or [None] * tensor.ndim
+            return self._carried(tensor) or [None] * tensor.ndim
         known = self.axes.get(name) or [None] * tensor.ndim
         return [
             self._born(name, tensor, axis) if size > 1 or known[axis] is not None else None
@@ -170,27 +183,68 @@ class Recorder:
         """Give a result its labels."""
         assert len(labels) == tensor.ndim, (self.where, len(labels), tensor.shape)
         if any(entry is not None for entry in labels):
-            self._labels[tensor] = list(labels)
+            self._labels[tensor] = [
+                entry if entry is None or len(entry) == size else self.merge(np.full(size, ANY), entry)  # no rule's aim
+                for entry, size in zip(labels, tensor.shape, strict=True)
+            ]
 
     def overwrite(self, tensor: Tensor, labels: Sequence[Labels | None]) -> None:
-        """Labels of a tensor changed in place: what it did not carry before is frozen if a base sees it too."""
+        """Labels of a tensor changed in place. What it did not carry before, the tensor that it is a part of gets too.
+
+        Where that cannot be told it is frozen.
+        """
         before = self.labels(tensor)
-        for axis, after in enumerate(labels):
-            old = before[axis]
-            if after is not None and (old is None or (old == ANY).any()) and tensor._is_view():
-                self.pin_labels(
-                    after,
-                    f"written in place into a part of another tensor by {self.where}",
-                    "compute the result out of place",
-                )
+        new = {
+            axis: after
+            for axis, after in enumerate(labels)
+            if after is not None and (after != ANY).any() and ((old := before[axis]) is None or (old == ANY).any())
+        }
+        if new and not tensor._is_view():
+            self._written[tensor] = self._has_written = True
+        elif new and not self._write_through(tensor, new) and not self.atoms.is_settled:
+            for after in new.values():
+                text = f"written in place into a part of another tensor by {self.where}"
+                self.pin_labels(after, text, "compute the result out of place")
         if id(tensor) not in self.names:
             self._labels[tensor] = list(labels)
+
+    def _write_through(self, part: Tensor, new: Mapping[int, Labels]) -> bool:
+        """Give what was written into a part of a tensor to the whole; False if it cannot be told where it lies."""
+        whole = part._base
+        known = None if whole is None or id(whole) in self.names else self._labels.get(whole)
+        if whole is None or known is None:
+            return False
+        places, after = _places(part, whole), list(known)
+        for axis, labels in new.items():
+            place = places[axis]
+            old = None if place is None else after[place[0]]
+            if place is None or old is None:
+                return False
+            after[place[0]] = row = old.copy()
+            row[place[1]] = np.where(row[place[1]] == ANY, labels, row[place[1]])
+        self._labels[whole] = after
+        self._written[whole] = self._has_written = True
+        return True
+
+    def _carried(self, tensor: Tensor) -> list[Labels | None] | None:
+        """What an activation carries: a part of a tensor that was written into has what the whole got."""
+        known = self._labels.get(tensor)
+        whole = tensor._base if self._has_written and known is not None and tensor._is_view() else None
+        if whole is not None and known is not None and self._written.get(whole):
+            after = self._labels.get(whole)
+            for axis, place in enumerate(_places(tensor, whole)):
+                labels, seen = known[axis], after[place[0]] if after is not None and place is not None else None
+                if labels is not None and seen is not None and place is not None and (labels == ANY).any():
+                    known[axis] = np.where(labels == ANY, seen[place[1]], labels)
+        return known
 
     def inherit(self, source: Tensor, out: Tensor) -> None:
         """`out` is computed from the parameter that `source` is, or was computed from."""
         origin = self._origin(source)
         if origin and out is not source:
             self._origins[out] = origin
+            if self.is_opaque(source):
+                self._opaque[out] = True
 
     def _origin(self, tensor: Tensor) -> str:
         """The name of the parameter that a tensor is, or was computed from; else empty."""
@@ -199,6 +253,16 @@ class Recorder:
     def is_weight(self, tensor: Tensor) -> bool:
         """Is the tensor a parameter, or computed from parameters alone?"""
         return id(tensor) in self.names or self._origins.get(tensor) is not None
+
+    def is_opaque(self, tensor: Tensor) -> bool:
+        """Was it computed from parameters by an operator that is not understood?"""
+        return bool(self._opaque.get(tensor))
+
+    def obscure(self, sources: Sequence[Tensor], out: Tensor) -> None:
+        """`out` is computed from `sources` by an operator that is not understood: if those are parameters, so is it."""
+        if sources and all(map(self.is_weight, sources)):
+            self.inherit(sources[0], out)
+            self._opaque[out] = True
 
     def _unborn(self, tensor: Tensor, axis: int) -> tuple[str, list[Labels | None]] | None:
         name = self.names.get(id(tensor))
@@ -219,6 +283,26 @@ class Recorder:
             if size > _LONGEST:
                 self.flat.add(name)
         return labels
+
+    def reads(self, tensor: Tensor) -> None:
+        """An operator is given this tensor."""
+        name = self.names.get(id(tensor))
+        if name is not None:
+            self.used.add(name)
+        elif id(tensor) in self.originals:
+            self.strange.add(self.originals[id(tensor)])
+        else:
+            for labels in self.indexed(tensor):
+                self.pin_labels(labels, "an index into channels is taken")
+
+    def indexes(self, tensor: Tensor, labels: list[Labels]) -> None:
+        """A tensor says which of these channels something is: should anybody read it, they stay."""
+        if labels:
+            self._indices[tensor] = labels
+
+    def indexed(self, tensor: Tensor) -> list[Labels]:
+        """The channels of which it says which."""
+        return self._indices.get(tensor) or []
 
     # --- what rules say ---
 
@@ -286,6 +370,9 @@ class Recorder:
 
     def pin(self, tensor: Tensor, text: str, remedy: str = "") -> None:
         """Nothing of this tensor can ever be cut."""
+        origin = self._origin(tensor)
+        if origin and origin not in self.stays:
+            self.stays[origin] = self.reason(text, remedy)
         if id(tensor) in self.names or self._labels.get(tensor) is not None:
             self.pin_axes(tensor, range(tensor.ndim), text, remedy)
 
@@ -306,7 +393,7 @@ class Recorder:
         """May the length of this axis follow the widths?"""
         if id(tensor) in self.names:
             return True
-        known = self._labels.get(tensor)
+        known = self._carried(tensor)
         labels = None if known is None else known[axis]
         return labels is not None and bool((labels >= 0).any())
 
@@ -499,6 +586,28 @@ class Recorder:
             else:
                 scale *= len(labels)
         return scale, tuple(follows)
+
+
+def _places(part: Tensor, whole: Tensor) -> list[tuple[int, slice] | None]:
+    """For each axis of a view the axis of its base along which it runs, and how far; None where it is none alone."""
+    sizes, steps = whole.shape, whole.stride()
+    axes = sorted((axis for axis, size in enumerate(sizes) if size > 1), key=lambda axis: -steps[axis])  # outer first
+    if any(steps[outer] < steps[inner] * sizes[inner] or not steps[inner] for outer, inner in itertools.pairwise(axes)):
+        return [None] * part.ndim  # elements of the base lie upon each other
+    left, starts = int(part.storage_offset() - whole.storage_offset()), dict[int, int]()
+    for axis in axes:
+        starts[axis], left = divmod(left, steps[axis])
+    found: list[tuple[int, slice] | None] = []
+    for size, stride in zip(part.shape, part.stride(), strict=True):
+        along = next((axis for axis in axes if stride >= steps[axis]), None)
+        if along is None or size == 1 or stride % steps[along]:
+            found.append(None)
+            continue
+        step = stride // steps[along]
+        last = starts[along] + (size - 1) * step
+        found.append((along, slice(starts[along], last + 1, step)) if last < sizes[along] else None)
+    runs = Counter(place[0] for place in found if place is not None)
+    return [place if place is not None and runs[place[0]] == 1 else None for place in found]
 
 
 _LIBRARIES = (str(Path(torch.__file__).parent), str(Path(__file__).parent))

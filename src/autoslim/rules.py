@@ -222,12 +222,19 @@ def _expand(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, A
     *("clone", "contiguous", "detach", "alias", "_to_copy", "to", "lift_fresh", "lift", "positive", "view_as_real"),
     *("_conj", "resolve_conj", "resolve_neg", "zero", "fill", "bernoulli", "uniform", "normal"),
     *("zeros_like", "ones_like", "empty_like", "full_like"),
-    *("rand_like", "randn_like", "randint_like", "exponential", "random", "tril", "triu"),
+    *("rand_like", "randn_like", "randint_like", "exponential", "random"),
 )
 def _same(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     if out is not args[0] and out.shape == args[0].shape:
         rec.inherit(args[0], out)
         rec.set(out, rec.labels(args[0]))
+
+
+@_rule("tril", "triu")
+def _triangle(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    for labels in rec.labels(args[0])[-2:]:
+        rec.tells_apart(labels)
+    _same(rec, func, args, kwargs, out)
 
 
 @_rule("cumsum", "_softmax", "_log_softmax", "softmax", "log_softmax", "_safe_softmax", "cumprod", "logcumsumexp")
@@ -275,34 +282,52 @@ def _slice(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, An
     rec.inherit(source, out)
     labels = after[dim]
     if labels is not None:
-        size = len(labels)
-        begin, stop, _ = slice(start, end, step).indices(size)
+        begin, stop, _ = slice(start, end, step).indices(len(labels))
+        stop = max(begin, stop)
         after[dim] = labels[begin:stop:step]
         if step != 1:
             rec.pin_labels(labels)
-        elif not rec.atoms.is_settled:  # there, what the slice took is seen where it is used
-            for bound, place, is_end in ((start, begin, False), (end, stop, True)):
-                if 0 < place < size:
-                    after[dim] = _bounded(rec, labels, bound, place, after[dim], is_end=is_end)
+        elif not rec.atoms.is_settled and _is_cuttable(labels):  # in the proof, it is seen where it is used
+            after[dim] = _bounded(rec, labels, (start, begin), (end, stop))
     rec.set(out, after)
 
 
-def _bounded(
-    rec: Recorder, labels: Labels, bound: int, place: int, taken: Labels | None, *, is_end: bool
-) -> Labels | None:
-    """Labels of a slice, after one of its bounds was seen to: it follows the widths, or what is before it stays."""
-    before, beyond = labels[:place], labels[place:]
-    number = -1 if bound == -1 else rec.call.number(bound)  # among the arguments, -1 is "to be worked out"
-    if isinstance(number, Size) and number.sources:
-        if rec.follow(number, beyond if bound < 0 else before):
-            return taken
-    elif isinstance(number, Size) or number is None:  # computed somehow: equal parts are the usual case
-        part = len(before) if is_end and taken is not None and len(taken) == len(before) else len(beyond)
-        if len(labels) % part == 0:
-            return rec.parts(labels, len(labels) // part)[0 if taken is not None and len(taken) == len(before) else -1]
-    # a constant number of leading channels stays in place, or what is left out after it could not be told
-    text = f"{rec.where} has the constant bound {bound}"
-    rec.pin_labels(beyond if bound < 0 else before, text, _CONSTANT_SIZE)
+def _bounded(rec: Recorder, labels: Labels, start: tuple[Any, int], end: tuple[Any, int]) -> Labels:
+    """Labels of a slice, each bound of which follows the widths, or else what it counts stays.
+
+    `start` and `end`: as given, and the place they stand for.
+    """
+    size, begin, stop = len(labels), start[1], end[1]
+    taken = labels[begin:stop]
+    computed: list[tuple[int | None, Labels, Labels]] = []
+    has_constant = False
+    for bound, place in (start, end):
+        if not 0 < place < size:
+            continue
+        counted, others = (labels[place:], labels[:place]) if bound < 0 else (labels[:place], labels[place:])
+        number = -1 if bound == -1 else rec.call.number(bound)  # among the arguments, -1 is "to be worked out"
+        if rec.call.name == "narrow" and place == stop and begin > 0:
+            number, counted = rec.call.argument(3, "length"), taken
+        elif rec.call.name == "tensor_split" and rec.call.argument(1, "sections") is not None:
+            number = None  # that is how many parts there are
+        if number is None or (isinstance(number, Size) and not number.sources):
+            computed.append((number, counted, others))
+        elif not isinstance(number, Size) or not rec.follow(number, counted):
+            # a constant number of leading channels stays in place, or what is left out after it could not be told
+            rec.pin_labels(counted, f"{rec.where} has the constant bound {bound}", _CONSTANT_SIZE)
+            has_constant = True
+    if not computed or (taken == ANY).all():  # a place to be written into: what is written there is seen to fit
+        return taken
+    # computed somehow: equal parts are the usual case
+    part = math.gcd(begin, stop, size) if begin > 0 and stop < size else len(taken)
+    has_parts = part > 1 or len(set(rec.atoms.find(labels).tolist())) == 1  # parts of one channel would tie all of them
+    if size % part == 0 and has_parts and not has_constant:
+        return np.concatenate(rec.parts(labels, size // part)[begin // part : stop // part])
+    for number, counted, others in computed:
+        whole = number.whole if isinstance(number, Size) else None
+        is_rest = whole is not None and whole == size and rec.follow(whole, labels)  # all channels but so many
+        text = f"{rec.where} has a bound that is worked out, and its parts are not equal"
+        rec.pin_labels(others if is_rest else counted, text, _CONSTANT_SIZE)
     return taken
 
 
@@ -560,7 +585,8 @@ def _matmul(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, A
     left, right = [a for a in args if isinstance(a, Tensor)][-2:]
     bias = args[0] if len([a for a in args if isinstance(a, Tensor)]) == 3 else None
     inner = rec.tie([(left, left.ndim - 1), (right, right.ndim - 2)])
-    weight = next((t for t in (right, left) if rec.is_weight(t)), None)
+    weights = [t for t in (right, left) if rec.is_weight(t)]
+    weight = next((t for t in weights if not rec.is_opaque(t)), weights[0] if weights else None)
     if rec.call.name == "scaled_dot_product_attention" and inner is not None and _is_cuttable(inner):
         rec.mixes("its scale follows from the width of a head")
     # a stack of one matrix comes from `einsum`
@@ -833,11 +859,13 @@ def _reduction_with_index(rec: Recorder, func: Any, args: tuple[Any, ...], kwarg
     dims = _bind(func, args, kwargs, "dim")[0] if "dim" in names else None
     if rec.operator in ("var_mean", "std_mean"):
         _needs_two(rec, args[0], dims)
-    elif rec.operator != "aminmax":
-        axes = range(args[0].ndim) if dims is None else [dims % args[0].ndim]
-        rec.pin_axes(args[0], axes, "an index into channels is taken")
-    for result in out if isinstance(out, (tuple, list)) else [out]:
+    results = out if isinstance(out, (tuple, list)) else [out]
+    for result in results:
         _reduced(rec, args[0], dims, result)
+    if rec.operator in ("argmax", "argmin") or (rec.operator in ("max", "min", "median", "mode") and dims is not None):
+        labels = rec.labels(args[0])
+        over = labels if dims is None else labels[dims:][:1]
+        rec.indexes(results[-1], [each for each in over if each is not None])
 
 
 def _needs_two(rec: Recorder, source: Tensor, dims: int | Sequence[int] | None) -> None:
@@ -855,6 +883,8 @@ _ZERO_ADDS_NOTHING = ("sum", "linalg_vector_norm", "norm", "any")
 def _reduced(rec: Recorder, source: Tensor, dims: int | Sequence[int] | None, out: Tensor) -> None:
     if isinstance(dims, int):
         dims = [dims]
+    if source.ndim == 0:  # of which torch takes axis 0
+        return
     gone = {dim % source.ndim for dim in dims} if dims else set(range(source.ndim))
     labels = rec.labels(source)
     if rec.operator not in _ZERO_ADDS_NOTHING and any(_is_cuttable(labels[axis]) for axis in gone):
@@ -870,12 +900,29 @@ def _reduced(rec: Recorder, source: Tensor, dims: int | Sequence[int] | None, ou
 
 
 @_rule(
-    *("zeros", "ones", "full", "empty", "rand", "randn", "randint", "arange", "linspace", "eye", "scalar_tensor"),
-    *("new_zeros", "new_ones", "new_full", "new_empty", "empty_strided", "new_empty_strided", "randperm"),
+    *("zeros", "ones", "full", "empty", "rand", "randn", "randint", "scalar_tensor"),
+    *("new_zeros", "new_ones", "new_full", "new_empty", "empty_strided", "new_empty_strided"),
 )
 def _factory(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     given = rec.call.given(out.shape) or [None] * out.ndim
     rec.set(out, [rec.made(number, size) for number, size in zip(given, out.shape, strict=True)])
+
+
+@_rule("eye")
+def _identity(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    given = rec.call.given(out.shape) or [rec.call.number(size) for size in out.shape]  # one number for both axes
+    rec.set(out, [rec.made(number, size) for number, size in zip(given, out.shape, strict=True)])
+
+
+@_rule("arange", "linspace", "logspace", "randperm")
+def _progression(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    (number,) = rec.call.given(out.shape) or [None]
+    labels = rec.made(number, out.shape[0])
+    is_computed = (labels == ANY).all() and any(isinstance(each, Size) for each in rec.call.numbers)
+    if is_computed and not rec.atoms.is_settled:
+        labels = rec.atoms.fresh(out.shape[0])  # `arange(1, c + 1)`: whose numbers they are shows where they are used
+    rec.tells_apart(labels)
+    rec.set(out, [labels])
 
 
 @_rule("_assert_async", "_assert_tensor_metadata", "_local_scalar_dense", "equal", "is_same_size", "sym_size")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any, NamedTuple
@@ -348,12 +348,21 @@ def copy_module(model: nn.Module, convert: Callable[[str, Tensor], Tensor]) -> n
             memo[id(buffer)] = convert(name, buffer.detach())
         for module in model.modules():
             for name, value in vars(module).items():
-                if name in _OWN or type(value) in _ATOMIC or (type(value) in (dict, OrderedDict) and not value):
-                    continue
-                for tensor in tree_leaves(value):
+                for tensor in () if name in _OWN else _leaves(value):
                     if isinstance(tensor, Tensor) and id(tensor) not in memo:
                         memo[id(tensor)] = convert("", tensor.detach())
         return _copied(model, memo)
+
+
+def _leaves(value: Any) -> Iterable[Any]:
+    """What an attribute holds, unless it can be seen at once that it holds no tensor, as nearly always."""
+    if isinstance(value, Tensor):
+        return (value,)
+    if not isinstance(value, (list, tuple, dict)) or not value:
+        return ()
+    if isinstance(value, (list, tuple)) and all(type(each) in _ATOMIC for each in value):
+        return ()
+    return tree_leaves(value)
 
 
 _OWN = frozenset(("_parameters", "_buffers", "_modules"))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import itertools
+import logging
 import math
 import random
 import re
@@ -54,6 +55,8 @@ from autoslim.space import (
 
 ExampleInput = Tensor | tuple[Any, ...] | Mapping[str, Any]
 
+_SINGLE = "it has a single output channel"
+_TIED = "all of its channels are tied to each other"
 OUTPUT = "its output is an output of the network"
 _SHAPED = "keep the weight in the shape (out, in, ...)"
 _UNKNOWN = (
@@ -221,6 +224,7 @@ class _Subject:
     kwargs: dict[str, Any]
     fake: FakeTensorMode | None = None
     remarks: tuple[str, ...] = ()
+    originals: Mapping[int, str] = dataclasses.field(default_factory=dict)  # id -> name, for the user's own parameters
     trail: Sequence[tuple[str, ...]] = ()  # of operators, in evaluation mode
     lifetimes: Lifetimes | None = None  # of a pass in evaluation mode
 
@@ -300,6 +304,16 @@ class _LabelMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
         unknown = f"the operator {recorder.operator} is not understood"
         inside = recorder.modules[-1][1] if recorder.modules else None
         keeps_sizes = f"nn.{type(inside).__name__} keeps its sizes" if isinstance(inside, _KEEP_SIZES) else ""
+        if is_silent(func):
+            recorder.indexes(result, recorder.indexed(args[0]))
+        else:
+            for arg in (*args, *kwargs.values()):
+                if isinstance(arg, Tensor):
+                    recorder.reads(arg)
+                elif isinstance(arg, (list, tuple)):
+                    for entry in arg:
+                        if isinstance(entry, Tensor):
+                            recorder.reads(entry)
         if keeps_sizes:
             self._pin((args, kwargs), keeps_sizes)
         try:
@@ -310,11 +324,19 @@ class _LabelMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
                 return
         except Unsupported as error:
             unknown = f"{error} in the operator {recorder.operator} is not understood"
+        except Mismatch as error:
+            if recorder.atoms.is_settled and len(error.labels):  # without, nothing is cut: it was frozen for this
+                raise
+            unknown = f"channels do not line up in the operator {recorder.operator} ({error})"
         if recorder.passes_freely(args, kwargs):
             pass_freely(recorder, func, args, kwargs, result)
             return
         path = recorder.modules[-1][0] if recorder.modules else ""
         self._pin((args, kwargs), f"{unknown} (in {path or 'the forward of the model'})", _UNKNOWN)
+        entering = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                recorder.obscure(entering, leaf)
 
     def _pin(self, tensors: Any, text: str, remedy: str = "") -> None:
         for leaf in tree_leaves(tensors):
@@ -357,6 +379,7 @@ def run_labelled(
     try:
         output = run.on(model, sizes, _LabelMode(recorder), within)
         for tensor in tensors_in(output):
+            recorder.reads(tensor)
             recorder.pin(tensor, OUTPUT)
     finally:
         for handle in handles:
@@ -365,7 +388,13 @@ def run_labelled(
 
 def _capture(subject: _Subject, wishes: _Wishes, keep_groups: Iterable[str], renumbers: bool) -> Recorder:
     """Labels after a pass in evaluation mode and, if other operators are run there, one in training mode."""
-    recorder = Recorder(Atoms(), grouped=dict.fromkeys(keep_groups, True), renumbers=renumbers, is_free=wishes.is_free)
+    recorder = Recorder(
+        Atoms(),
+        grouped=dict.fromkeys(keep_groups, True),
+        renumbers=renumbers,
+        is_free=wishes.is_free,
+        originals=subject.originals,
+    )
     evaluation, *training = subject.passes
     _walk(subject, evaluation, recorder)
     for run in training:
@@ -383,7 +412,10 @@ def _walk(subject: _Subject, run: _Pass, recorder: Recorder) -> None:
     """One pass of a model on labels. Costs are those of the first."""
     counted, outputs = list(recorder.operations), recorder.outputs
     recorder.outputs = []
-    run_labelled(run, subject.fresh(), recorder)
+    try:
+        run_labelled(run, subject.fresh(), recorder)
+    except Mismatch as error:  # outside of a rule
+        raise TraceError(f"{type(subject.model).__name__} cannot be traced: {error} ({recorder.where})") from error
     recorder.outputs = outputs or recorder.outputs
     if counted:
         recorder.operations, extra = counted, recorder.operations[len(counted) :]
@@ -470,7 +502,13 @@ def _prepared(model: nn.Module, example_input: ExampleInput) -> _Subject:
         if _has_drawn_random_numbers():
             remarks.append(f"{name} draws random numbers in its forward pass: traced along one path that it takes")
         lifetimes.finish()
-        return dataclasses.replace(subject, remarks=tuple(remarks), trail=lifetimes.trail, lifetimes=lifetimes)
+        return dataclasses.replace(
+            subject,
+            remarks=tuple(remarks),
+            originals={id(parameter): name for name, parameter in model.named_parameters()},
+            trail=lifetimes.trail,
+            lifetimes=lifetimes,
+        )
     raise TraceError(
         f"{name} does not run on the example input of shape {shapes or 'none'}: {_first_line(failures[-1])}"
     ) from failures[-1]
@@ -597,7 +635,9 @@ class _Classes:
         place[found] = np.arange(len(found))
         for roots in sorted(members, key=lambda roots: int(place[roots[0]])):
             if len(roots) == 1:
-                self.reasons.setdefault(int(roots[0]), Reason("all of its channels are tied to each other"))
+                produced = producers[makers[roots[0]]].produced
+                is_lone = produced is not None and len(produced) == 1
+                self.reasons.setdefault(int(roots[0]), Reason(_SINGLE if is_lone else _TIED))
                 continue
             first = name = producers[makers[roots[0]]].name
             copies = 2
@@ -655,16 +695,17 @@ def _assemble(recorder: Recorder, model: nn.Module, wishes: _Wishes, subject: _S
         )
         if produced is not None and not produced.groups:
             reasons = [classes.reasons[root] for root in classes.roots(op.produced) if root in classes.reasons]
-            alone = "it has a single output channel" if produced.size == 1 else "its input channels stay as they are"
+            alone = _SINGLE if produced.size == 1 else "its input channels stay as they are"
             if op.weight in recorder.flat:
                 reasons = [
                     Reason(f"{op.weight} is one long row, in which channels cannot be told apart", remedy=_SHAPED)
                 ]
-            notes.setdefault(op.name, reasons[0] if reasons else Reason(alone))
-    for name, _ in model.named_parameters():
-        if name not in recorder.used:
-            layer = name.rpartition(".")[0] or name
-            notes.setdefault(layer, Reason("it is not used in the forward pass"))
+            kept = recorder.stays.get(op.weight, Reason(alone))
+            notes.setdefault(op.name, reasons[0] if reasons else kept)
+    unused = _unused(recorder, model)
+    strange = {name: reason for name, reason in unused.items() if reason is _STRANGE}
+    notes = {**strange, **notes, **{name: reason for name, reason in unused.items() if name not in notes}}
+    ordered = dict.fromkeys(text for text, labels in recorder.ordered if classes.axis(labels, len(labels)).groups)
     attributes = []
     for (path, attribute), (labels, is_tuple) in recorder.attributes.items():
         axes_of = tuple(classes.axis(entry, len(entry)) for entry in labels)
@@ -678,9 +719,32 @@ def _assemble(recorder: Recorder, model: nn.Module, wishes: _Wishes, subject: _S
         attributes=tuple(attributes),
         activations=_activations(recorder, classes, subject),
         notes=tuple(Note.of(name, reason) for name, reason in notes.items()),
-        mixing=tuple(recorder.mixing),
+        mixing=(*recorder.mixing, *ordered),
     )
     return _never_empty(space, [(classes.axis(labels, len(labels)), least) for labels, least in recorder.needs])
+
+
+def _unused(recorder: Recorder, model: nn.Module) -> dict[str, Reason]:
+    """Layers that no pass reads, and parameters of layers that are read otherwise."""
+    read: dict[str, bool] = {}
+    names = [name for name, _ in model.named_parameters()]
+    for name in names:
+        layer = name.rpartition(".")[0]
+        read[layer] = read.get(layer, False) or name in recorder.used
+    notes = {}
+    for name in names:
+        if name not in recorder.used:
+            layer = name.rpartition(".")[0]
+            is_strange = name in recorder.strange
+            notes[layer if layer and not read[layer] else name] = _STRANGE if is_strange else _UNUSED
+    return notes
+
+
+_UNUSED = Reason("it is not used in the forward pass")
+_STRANGE = Reason(
+    "a function kept in the model (a lambda, say) runs this layer of the model itself, not of the copy that is traced",
+    remedy="make it a method, which finds the layers by `self`",
+)
 
 
 # views and the like: they take no time to speak of
@@ -1013,11 +1077,14 @@ def _quiet_torch() -> Iterator[None]:
     """Generators of random numbers are put back, and attention is computed from plain products."""
     fastpath = torch.backends.mha.get_fastpath_enabled()
     state, array_state = random.getstate(), np.random.get_state()
+    log = logging.getLogger(torch._subclasses.fake_tensor.__name__)
+    was_disabled, log.disabled = log.disabled, True  # a traceback for each operator that refuses its arguments
     try:
         torch.backends.mha.set_fastpath_enabled(False)
         with torch.random.fork_rng(devices=[]):
             yield
     finally:
+        log.disabled = was_disabled
         torch.backends.mha.set_fastpath_enabled(fastpath)
         random.setstate(state)
         np.random.set_state(array_state)
