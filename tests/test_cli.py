@@ -91,6 +91,14 @@ def test_inspect_reads_a_configuration(capsys: pytest.CaptureFixture[str], in_tm
         (["run", "c.yaml", "--set", "train"], "write key=value"),
         (["run", "broken.yaml"], "no valid YAML"),
         (["run", "list.yaml"], "must be a mapping"),
+        (
+            ["run", "c.yaml", "--set", "data.holdout=true"],
+            "data.holdout: a number of images, as 5000, or a share",
+        ),
+        (
+            ["run", "c.yaml", "--set", "data.holdout=1.0"],
+            "data.holdout: a number of images, as 5000, or a share",
+        ),
         (["inspect", "twice.yaml"], "the key 'slim' stands in line 2 and again in line 4; keep one"),
         (["run", "c.yaml", "--set", "slim={budgets: [30%], budgets: [40%]}"], "the key 'budgets' stands in line 1 and"),
         (["inspect", "torchvision:mobilnet_v2"], "did you mean 'mobilenet_v2'"),

@@ -7,7 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from autoslim.batching import Fit, fit_batches
 from autoslim.cost import Budget, meaning_of
@@ -18,6 +27,13 @@ from autoslim.space import ChannelSpace, name_of_ratio, parse_bins
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _count_or_share(value: Any) -> Any:
+    """A whole number counts images, 1 too; neither true nor 1.0, the share of all of them, is meant for that."""
+    if isinstance(value, bool) or (isinstance(value, float) and value.is_integer()):
+        raise ValueError("a number of images, as 5000, or a share below 1, as 0.2, is wanted here")
+    return value
 
 
 class DataConfig(_Strict):
@@ -34,7 +50,9 @@ class DataConfig(_Strict):
     image_size: Annotated[int, Field(ge=1)] | None = None
     channels: Literal[1, 3] | None = None
     center_crop: Annotated[float, Field(gt=0, le=1)] = 1.0
-    holdout: Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, lt=1)] = 0.2
+    holdout: Annotated[
+        Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, lt=1)], BeforeValidator(_count_or_share)
+    ] = 0.2
     augment: str = "auto"
     mix: str = "none"
     skip_broken: bool = False
