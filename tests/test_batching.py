@@ -109,11 +109,11 @@ def test_the_limit_decides_and_says_what_would_do() -> None:
         (float("nan"), {}, "memory_bytes=nan is no limit in bytes"),
         (float("inf"), {}, "memory_bytes=inf is no limit in bytes"),
         (-1.0, {}, "memory_bytes=-1.0 is no limit"),
-        (1e9, {"samples": 0}, "samples=0 is too small; give at least 1"),
-        (1e9, {"batch_size": 0}, "batch_size=0 is too small; give at least 2"),
-        (1e9, {"batch_size": -2}, "batch_size=-2 is too small"),
-        (1e9, {"keep_bytes": -1}, "keep_bytes=-1 is too small"),
-        (1e9, {"element_bytes": 0}, "element_bytes=0 is too small"),
+        (1e9, {"samples": 0}, "samples must be a whole number of at least 1, got 0"),
+        (1e9, {"batch_size": 0}, "batch_size must be a whole number of at least 2, got 0"),
+        (1e9, {"batch_size": -2}, "batch_size must be a whole number of at least 2, got -2"),
+        (1e9, {"keep_bytes": -1}, "keep_bytes=-1 is no number of bytes"),
+        (1e9, {"element_bytes": 0}, "element_bytes must be a whole number"),
     ],
 )
 def test_numbers_that_are_none_of_images_or_bytes_are_named(

@@ -28,6 +28,7 @@ LAYERS = [
         "calibrate",
         "replay",
         "reuse",
+        "scores",
         "screening",
         "chance",
         "race",

@@ -12,7 +12,7 @@ from math import prod
 
 from autoslim.cost import PeakMemoryCost, readable
 from autoslim.errors import ConfigError
-from autoslim.space import ChannelSpace, Widths
+from autoslim.space import ChannelSpace, Widths, a_space, as_number, check_whole
 
 KEPT_BYTES = 2 * 1024**3
 _TRIAL = 20  # measured: three images, in double precision, every result of two passes with copies, in such images
@@ -48,8 +48,12 @@ def fit_batches(
     Raises `ConfigError` if two images are too many, if the space does not know how long activations live, or for a
     number that cannot be one of images or bytes.
     """
-    _check(memory_bytes, keep_bytes, batch_size=(batch_size, 2), samples=(samples, 1), element_bytes=(element_bytes, 1))
-    if not space.activations:
+    check_whole(ConfigError, 2, batch_size=batch_size)
+    check_whole(ConfigError, samples=samples, element_bytes=element_bytes)
+    check_kept(keep_bytes)
+    if not 0 <= as_number(memory_bytes) < math.inf:
+        raise ConfigError(f"memory_bytes={memory_bytes!r} is no limit in bytes; give one such as 2e9")
+    if not a_space(space).activations:
         raise ConfigError("memory cannot be limited: how long the activations of this network live is not known")
     full = space.full()
     weights = element_bytes * sum(
@@ -75,15 +79,12 @@ def fit_batches(
     return Fit(size, max(0, min(keep_bytes, int(left - size * image))))
 
 
-def _check(memory_bytes: float, keep_bytes: int, **counts: tuple[int, int]) -> None:
-    """`ConfigError` for what is no number of bytes, or a count below its least."""
-    for name, (count, least) in counts.items():
-        if not count >= least:
-            raise ConfigError(f"{name}={count!r} is too small; give at least {least}")
-    if not 0 <= memory_bytes < math.inf:
-        raise ConfigError(f"memory_bytes={memory_bytes!r} is no limit in bytes; give one such as 2e9")
-    if not keep_bytes >= 0:
-        raise ConfigError(f"keep_bytes={keep_bytes!r} is too small; give 0 to keep nothing")
+def check_kept(keep_bytes: object) -> None:
+    """`ConfigError` for what is no number of bytes that may be kept of a pass."""
+    if not as_number(keep_bytes) >= 0:
+        raise ConfigError(
+            f"keep_bytes={keep_bytes!r} is no number of bytes; give one such as 2e9, or 0 to keep nothing"
+        )
 
 
 def _narrow(space: ChannelSpace) -> Widths:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from autoslim.errors import DataError, SpaceError
 from autoslim.lending import Lender
+from autoslim.supernet import Supernet
 from autoslim.switchable import SwitchableNet
 from autoslim.tracing import split_input
 
@@ -25,9 +27,12 @@ def recalibrate_batchnorm(model: nn.Module, batches: Iterable[Any]) -> None:
 
     Layer after layer, each under the final statistics of the layers before it: the result is what the whole population
     has (variance with divisor n), in evaluation mode, however the images are split into batches. A batch is a tensor, a
-    tuple of arguments or a mapping of keyword arguments. Momentum, affine parameters, modes and everything else stay as
-    they are. Layers that are not reached, or keep no statistics, are left alone. Costs about half a forward pass per
-    BatchNorm layer. (US-Net, section 3.4, where the average over batches is cumulative.)
+    tuple of arguments or a mapping of keyword arguments. Of a pair whose second part is a tensor of whole numbers the
+    first is taken, as of (images, labels) from a loader, unless the model cannot run without a second argument: one
+    that it may be given goes in a mapping. Momentum, affine parameters, modes and everything else stay as they are.
+    Layers that are not reached, or keep no statistics, are left alone. Costs about half a forward pass per BatchNorm
+    layer. Raises `DataError` if statistics would not be finite. (US-Net, section 3.4, where the average over batches is
+    cumulative.)
 
     Of a `SwitchableNet` the private layers of its current switch are measured, and nothing else; `SpaceError` if its
     switches share their layers. A `Supernet` is measured at full width: statistics of another one are those of the net
@@ -36,18 +41,24 @@ def recalibrate_batchnorm(model: nn.Module, batches: Iterable[Any]) -> None:
     if isinstance(model, SwitchableNet):
         _recalibrate_switch(model, batches)
         return
-    batches = [batch[0] if isinstance(batch, (tuple, list)) and _is_labelled(batch) else batch for batch in batches]
+    if isinstance(model, Supernet):
+        model = model.model
+    if isinstance(batches, Tensor) or not isinstance(batches, Iterable):
+        raise DataError(f"recalibrate_batchnorm needs a list or loader of batches, got a {type(batches).__name__}")
+    takes_one = _required(model) < 2
+    batches = [batch[0] if takes_one and _is_labelled(batch) else batch for batch in batches]
     if not batches:
         raise DataError("recalibrate_batchnorm needs at least one batch of images")
     layers = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
     modes = {module: module.training for module in model.modules()}
     momenta = {layer: layer.momentum for layer in layers}
     lender = Lender()
+    names = {module: name for name, module in model.named_modules()}
     try:
         model.eval()
         with torch.no_grad():
             for layer, calls in _execution_order(model, layers, batches[0], lender):
-                _measure(model, layer, calls, batches, lender)
+                _measure(model, layer, names[layer], calls, batches, lender)
     finally:
         for layer in layers:
             layer.momentum = momenta[layer]
@@ -84,14 +95,32 @@ def batch_statistics(model: nn.Module) -> Iterator[None]:
             if isinstance(module, _BatchNorm):
                 module.training = True
         yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise DataError(
+            "a batch of one sample has no statistics at a BatchNorm layer that sees a single value for each channel; "
+            "leave such a batch out (drop_last of a loader), or make batches larger"
+        ) from error
     finally:
         for module, mode in modes.items():
             module.training = mode
 
 
 def _is_labelled(batch: Any) -> bool:
-    """(images, labels) as a loader gives them: the labels are integers, and no input of the model."""
-    return len(batch) == 2 and isinstance(batch[1], Tensor) and not batch[1].is_floating_point()
+    """(images, labels) as a loader gives them: the labels are integers."""
+    is_pair = isinstance(batch, (tuple, list)) and len(batch) == 2 and isinstance(batch[1], Tensor)
+    return is_pair and not batch[1].is_floating_point()
+
+
+def _required(model: nn.Module) -> int:
+    """Without how many positional arguments a model cannot run; 0 if it does not say."""
+    try:
+        parameters = inspect.signature(model.forward).parameters.values()
+    except (TypeError, ValueError):  # a compiled one
+        return 0
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return sum(each.kind in positional and each.default is each.empty for each in parameters)
 
 
 def _execution_order(
@@ -113,7 +142,7 @@ def _execution_order(
     return list(calls.items())
 
 
-def _measure(model: nn.Module, layer: _BatchNorm, calls: int, batches: list[Any], lender: Lender) -> None:
+def _measure(model: nn.Module, layer: _BatchNorm, name: str, calls: int, batches: list[Any], lender: Lender) -> None:
     """Pool mean and variance of what reaches `layer` over all batches (Chan et al. 1979), and store them."""
     mean = square = torch.zeros((), dtype=torch.float64)
     count, seen = 0, 0
@@ -150,6 +179,11 @@ def _measure(model: nn.Module, layer: _BatchNorm, calls: int, batches: list[Any]
     finally:
         handle.remove()
         layer.training = False
+    if not (count and mean.isfinite().all() and square.isfinite().all()):
+        raise DataError(
+            f"recalibrate_batchnorm: what reaches BatchNorm layer {name!r} has no finite mean and variance; look for "
+            "infinite values and such that are not numbers in the images, and in the weights before that layer"
+        )
     layer.running_mean.copy_(mean)
     layer.running_var.copy_(square / count)
     if layer.num_batches_tracked is not None:

@@ -9,8 +9,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
 
-from autoslim.errors import BudgetError, SpaceError, nearest
-from autoslim.space import Axis, ChannelSpace
+from autoslim.errors import BudgetError, ConfigError, SpaceError, nearest
+from autoslim.space import Axis, ChannelSpace, a_space, as_number, check_whole
 
 Cost = Callable[[Mapping[str, int]], float]
 
@@ -29,9 +29,10 @@ class _Sizes:
 
 
 class _Products:
-    """A sum of `scale` times the kept sizes of some axes."""
+    """A sum of `scale` times the kept sizes of some axes of a space, at any widths up to the sizes of its groups."""
 
-    def __init__(self, terms: Iterable[tuple[int, tuple[Axis, ...]]]) -> None:
+    def __init__(self, space: ChannelSpace, terms: Iterable[tuple[int, tuple[Axis, ...]]]) -> None:
+        self._space = space
         self._constant = 0
         follows = []
         for scale, axes in terms:
@@ -44,6 +45,7 @@ class _Products:
         self._sizes = _Sizes(follows)
 
     def __call__(self, widths: Mapping[str, int]) -> int:
+        self._space.check_sizes(widths)
         return self._constant + sum(self._sizes(widths))
 
 
@@ -57,7 +59,7 @@ class MacCost:
     unit = "MACs"
 
     def __init__(self, space: ChannelSpace) -> None:
-        self._sum = _Products((op.scale, op.factors) for op in space.operations)
+        self._sum = _Products(space, ((op.scale, op.factors) for op in a_space(space).operations))
 
     def __call__(self, widths: Mapping[str, int]) -> float:
         """MACs of the net of these widths."""
@@ -70,7 +72,7 @@ class ParamCost:
     unit = "parameters"
 
     def __init__(self, space: ChannelSpace) -> None:
-        self._sum = _Products((1, axes) for axes in space.parameters.values())
+        self._sum = _Products(space, ((1, axes) for axes in a_space(space).parameters.values()))
 
     def __call__(self, widths: Mapping[str, int]) -> float:
         """Parameters of the net of these widths."""
@@ -83,8 +85,8 @@ class MemoryCost:
     unit = "elements"
 
     def __init__(self, space: ChannelSpace) -> None:
-        outputs = ((op.output_scale, op.outputs) for op in space.operations if op.kind != "matmul")
-        self._sum = _Products([*outputs, *((1, axes) for axes in space.parameters.values())])
+        outputs = ((op.output_scale, op.outputs) for op in a_space(space).operations if op.kind != "matmul")
+        self._sum = _Products(space, [*outputs, *((1, axes) for axes in space.parameters.values())])
 
     def __call__(self, widths: Mapping[str, int]) -> float:
         """Elements of the net of these widths."""
@@ -102,10 +104,12 @@ class PeakMemoryCost:
     unit = "bytes"
 
     def __init__(self, space: ChannelSpace, element_bytes: int = 4) -> None:
-        if not space.activations:
+        if not a_space(space).activations:
             raise SpaceError("how long activations live is not known in this space; trace the model again")
+        check_whole(ConfigError, element_bytes=element_bytes)
         self._element_bytes = element_bytes
-        self._weights = _Products((1, axes) for axes in (*space.parameters.values(), *space.buffers.values()))
+        tensors = (*space.parameters.values(), *space.buffers.values())
+        self._weights = _Products(space, ((1, axes) for axes in tensors))
         sizes: dict[tuple[int, tuple[Axis, ...]], int] = {}
         events: dict[int, dict[int, int]] = {}  # at each operator: how many more of each size are alive
         for each in space.activations:
@@ -118,12 +122,12 @@ class PeakMemoryCost:
 
     def __call__(self, widths: Mapping[str, int]) -> float:
         """Bytes of the net of these widths."""
-        sizes = self._sizes(widths)
+        weights, sizes = self._weights(widths), self._sizes(widths)
         alive = peak = 0
         for changes in self._events:
             alive += sum(count * sizes[size] for size, count in changes)
             peak = max(peak, alive)
-        return self._element_bytes * (self._weights(widths) + peak)
+        return self._element_bytes * (weights + peak)
 
 
 class JointCost:
@@ -136,9 +140,14 @@ class JointCost:
     unit = "of the limit that binds"
 
     def __init__(self, limits: Iterable[tuple[Cost, float]]) -> None:
-        self._limits = list(limits)
-        if not self._limits or min(limit for _, limit in self._limits) <= 0:
-            raise BudgetError("a joint cost needs at least one limit, and limits above 0")
+        pairs = list(limits) if isinstance(limits, Iterable) else [limits]
+        for pair in pairs:
+            if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not as_number(pair[1]) > 0:
+                raise BudgetError(f"a joint cost needs (cost, limit) pairs with limits above 0, got {pair!r}")
+            check_cost(pair[0])
+        if not pairs:
+            raise BudgetError("a joint cost needs at least one limit")
+        self._limits = pairs
 
     def __call__(self, widths: Mapping[str, int]) -> float:
         """The largest of cost / limit."""
@@ -176,7 +185,7 @@ def slimmable_share(space: ChannelSpace) -> float:
     macs = {True: 0, False: 0}
     for op in space.operations:
         if op.kind != "matmul":
-            macs[op.is_cuttable] += _Products([(op.scale, op.factors)])(full)
+            macs[op.is_cuttable] += _Products(space, [(op.scale, op.factors)])(full)
     return macs[True] / max(1, macs[True] + macs[False])
 
 
@@ -286,13 +295,16 @@ class Budget:
 _COUNTED = ("MACs", "parameters", "elements", "bytes")
 
 
+def check_cost(cost: object) -> None:
+    """`ConfigError` for what cannot be asked what widths cost, such as the class of a cost."""
+    if not callable(cost) or isinstance(cost, type):
+        raise ConfigError(f"cost {cost!r} cannot be asked; give MacCost(space) or any callable Widths -> float")
+
+
 def number_of(cost: Cost, widths: Mapping[str, int]) -> float:
     """What a user's callable says of some widths; `BudgetError` if it is no number."""
     value = cost(widths)
-    try:
-        number = float(value)
-    except (TypeError, ValueError, RuntimeError):
-        number = math.nan
+    number = as_number(value)
     if math.isnan(number):
         raise BudgetError(f"a cost must give a number for widths; this one gave {value!r} for {dict(widths)}")
     return number
@@ -344,6 +356,9 @@ def resolve_budget(text: str, space: ChannelSpace, costs: Mapping[str, Cost]) ->
     (`macs<=50%, latency_ms<=8`) give a `JointCost` and the limit 1. Raises `BudgetError` if one cannot be reached, or
     if the full net meets them all.
     """
+    a_space(space)
+    if not isinstance(costs, Mapping):
+        raise BudgetError(f'costs go by their metric, as {{"macs": MacCost(space)}}, got a {type(costs).__name__}')
     limits: list[tuple[Cost, float]] = []
     budgets = Budget.parse_all(text, {**dict.fromkeys(METRICS), **costs})
     for budget in budgets:
@@ -393,6 +408,8 @@ def check_closed_forms(budgets: Iterable[str], space: ChannelSpace) -> None:
 
 def readable(amount: float) -> str:
     """A count for people: 1234567 -> 1.23M."""
+    if math.isinf(amount):
+        return "infinitely many"
     for scale, letter in ((1e9, "G"), (1e6, "M"), (1e3, "K")):
         if amount >= scale:
             return f"{amount / scale:.3g}{letter}" if amount / scale < 1000 else f"{amount / scale:.0f}{letter}"

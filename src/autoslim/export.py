@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 import os
@@ -21,13 +22,16 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
 
+from autoslim.distributed import samples_of
 from autoslim.errors import AutoSlimError, ExportError, RunError, SpaceError
 from autoslim.files import write_whole
 from autoslim.models import build_model
 from autoslim.slicing import extract
-from autoslim.space import ChannelSpace, Widths
+from autoslim.space import ChannelSpace, Widths, a_space, as_widths
 from autoslim.switchable import SwitchableNet
+from autoslim.tracing import split_input
 from autoslim.train import load_unshared, unshared
 
 _CHECKSUM = "checksum"
@@ -73,7 +77,7 @@ def save_subnet(
     directory: str | Path,
     subnet: nn.Module,
     space: ChannelSpace | None = None,
-    widths: Widths | None = None,
+    widths: Mapping[str, int] | None = None,
     *,
     model: str | None = None,
     model_args: Mapping[str, Any] | None = None,
@@ -82,7 +86,7 @@ def save_subnet(
 
     `model` is the string that names the original network (`torchvision:resnet50`, `package.module:function`), with
     `model_args`; without it `load_subnet` has to be given the original network. Space and widths of a `SwitchableNet`
-    are its own; its `widths.json` holds them by name of the switch.
+    are its own; its `widths.json` holds them by name of the switch. Raises `ExportError` for a net of other widths.
     """
     record: dict[str, Any] = {"model": model, "model_args": dict(model_args or {})}
     if isinstance(subnet, SwitchableNet):
@@ -95,7 +99,9 @@ def save_subnet(
             "save_subnet needs the space and the widths of the subnet: save_subnet(path, net, space, widths)"
         )
     else:
-        space.check(widths)
+        widths = as_widths(widths)
+        a_space(space).check(widths)
+        _check_extracted(subnet, space, widths)
         record["widths"] = dict(widths)
         text = widths.to_json()
     record["space"] = json.loads(space.to_json())
@@ -104,10 +110,27 @@ def save_subnet(
     save_tensors(directory / "model.safetensors", unshared(subnet), record)
 
 
-def load_subnet(directory: str | Path, model: nn.Module | Callable[[], nn.Module] | None = None) -> nn.Module:
+def _check_extracted(subnet: nn.Module, space: ChannelSpace, widths: Widths) -> None:
+    """`ExportError` unless the tensors have the shapes that they have at these widths: the file could not be read."""
+    actual = dict(subnet.named_parameters()) | dict(subnet.named_buffers())
+    for name, _ in subnet.named_parameters():
+        if name not in space.parameters:
+            raise ExportError(f"save_subnet: {name!r} is no parameter of the network that the space was traced from")
+    for name, axes in (*space.parameters.items(), *space.buffers.items()):
+        is_free = name in space.buffers and not any(axis.groups for axis in axes)  # see `check_model`
+        expected = tuple(axis.kept(widths) for axis in axes)
+        given = tuple(actual[name].shape) if name in actual else None
+        if not is_free and given != expected:
+            raise ExportError(
+                f"save_subnet: {name!r} has shape {given or 'none'} here and {expected} at these widths; give the net "
+                "that extract(model, space, widths) made, with the same space and widths"
+            )
+
+
+def load_subnet(directory: str | Path, model: nn.Module | Callable[[], nn.Module] | str | None = None) -> nn.Module:
     """The plain module or `SwitchableNet` saved in `directory`, bit-exact, in evaluation mode.
 
-    `model` is the original network, or a function that builds it; by default it is built from the name saved with the
+    `model` is the original network, a function that builds it, or its name; by default it is the name saved with the
     subnet, which imports the module that defines it and runs that function. Nothing is unpickled.
     """
     path = Path(directory) / "model.safetensors"
@@ -127,8 +150,12 @@ def load_subnet(directory: str | Path, model: nn.Module | Callable[[], nn.Module
     if model is None:
         if name is None:
             raise ExportError(f"{path} does not name its network; call load_subnet(directory, model=my_network)")
-        model = build_model(name, args)
-    original = model if isinstance(model, nn.Module) else model()
+        model = name
+    if isinstance(model, str):
+        model = build_model(model, args)
+    original = model() if callable(model) and not isinstance(model, nn.Module) else model
+    if not isinstance(original, nn.Module):
+        raise ExportError(f"load_subnet needs the original network or a function that builds it, got {original!r}")
     try:
         subnet = (
             SwitchableNet(original, space, switches, private=private)
@@ -160,29 +187,59 @@ def has_onnx() -> bool:
     return all(find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime"))
 
 
-def export_onnx(model: nn.Module, example_input: Tensor, path: str | Path) -> None:
+def export_onnx(model: nn.Module, example_input: Any, path: str | Path) -> None:
     """Write `model` as ONNX with a free batch size; the file appears whole or not at all.
 
-    Needs `autoslim[onnx]`. Raises `ExportError` in one line for a network that torch cannot export.
+    `example_input`: a tensor, a tuple of arguments or a mapping of keywords; tensors as long as the first one are
+    batches, all of one size. A single input is called "images", several have the names of their arguments. Needs
+    `autoslim[onnx]`. Raises `ExportError` in one line for a network that torch cannot export.
     """
     if not has_onnx():
         raise ExportError("ONNX export needs onnx, onnxscript and onnxruntime: pip install 'autoslim[onnx]'")
-    batch = torch.cat([example_input, example_input]) if example_input.shape[0] == 1 else example_input
+    count = samples_of(example_input)
+
+    def is_batch(leaf: Any) -> bool:
+        return isinstance(leaf, Tensor) and leaf.ndim > 0 and leaf.shape[0] == count
+
+    def twice(leaf: Any) -> Any:  # torch takes a size of 1 for a constant
+        return torch.cat([leaf, leaf]) if count == 1 and is_batch(leaf) else leaf
+
+    given = _bound(model, example_input)
+    size = torch.export.Dim("batch")
+    names = [name for name, value in _named(given.arguments) if isinstance(value, Tensor)]
 
     def write(beside: Path) -> None:
         torch.onnx.export(
             model,
-            (batch,),
+            tree_map(twice, given.args),
             beside,
+            kwargs=tree_map(twice, given.kwargs),
             dynamo=True,
             verbose=False,
-            input_names=["images"],
+            input_names=["images"] if len(names) == 1 else names,
             output_names=["logits"],
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            dynamic_shapes=tree_map(lambda leaf: {0: size} if is_batch(leaf) else None, dict(given.arguments)),
             external_data=False,
         )
 
     write_whole(Path(path), _exported(model, "model.onnx", write, "to ONNX"))
+
+
+def _bound(model: nn.Module, inputs: Any) -> inspect.BoundArguments:
+    """What each parameter of `forward` is given, in their order; `ExportError` if it takes others."""
+    args, kwargs = split_input(inputs)
+    try:
+        return inspect.signature(model.forward).bind(*args, **kwargs)
+    except TypeError as error:
+        raise ExportError(f"{type(model).__name__} does not take the example input: {error}") from error
+
+
+def _named(given: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Every leaf of some arguments, with a name: of those in a tuple or a mapping with their number."""
+    for name, value in given.items():
+        leaves = tree_leaves(value)
+        is_one = len(leaves) == 1 and leaves[0] is value
+        yield from ((name if is_one else f"{name}_{number}", leaf) for number, leaf in enumerate(leaves))
 
 
 def _exported(model: nn.Module, name: str, write: Callable[[Path], None], how: str) -> bytes:
@@ -234,20 +291,22 @@ def _root(error: BaseException) -> str:
 _EXPORTERS = tuple(f"{Path(root).parent}{os.sep}" for root in (torch.__file__, __file__))  # no code of users
 
 
-def verify_onnx(path: str | Path, model: nn.Module, images: Tensor, tolerance: float = 1e-3) -> float:
-    """The largest difference between onnxruntime and the model on real images, relative to the largest output.
+def verify_onnx(path: str | Path, model: nn.Module, images: Any, tolerance: float = 1e-3) -> float:
+    """The largest difference between onnxruntime and the model on real inputs, relative to the largest output.
 
     Raises `ExportError` if it exceeds `tolerance`.
     """
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    given = session.get_inputs()[0].name
-    actual = torch.from_numpy(session.run(None, {given: images.cpu().numpy()})[0])
+    bound = _bound(model, images)
+    tensors = [leaf for _, leaf in _named(bound.arguments) if isinstance(leaf, Tensor)]
+    feed = {given.name: tensor.cpu().numpy() for given, tensor in zip(session.get_inputs(), tensors, strict=True)}
+    actual = torch.from_numpy(session.run(None, feed)[0])
     training = model.training
     model.eval()
     with torch.no_grad():
-        expected = model(images).cpu()
+        expected = model(*bound.args, **bound.kwargs).cpu()
     model.train(training)
     difference = float((actual - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
     if not difference <= tolerance:
@@ -255,10 +314,14 @@ def verify_onnx(path: str | Path, model: nn.Module, images: Tensor, tolerance: f
     return difference
 
 
-def export_program(model: nn.Module, example_input: Tensor, path: str | Path) -> None:
-    """Write `model` as a `torch.export` program (.pt2) for a fixed input shape; `ExportError` if torch cannot."""
+def export_program(model: nn.Module, example_input: Any, path: str | Path) -> None:
+    """Write `model` as a `torch.export` program (.pt2) for a fixed input shape; `ExportError` if torch cannot.
+
+    `example_input`: a tensor, a tuple of arguments or a mapping of keywords.
+    """
+    args, kwargs = split_input(example_input)
 
     def write(beside: Path) -> None:
-        torch.export.save(torch.export.export(model, (example_input,)), beside)
+        torch.export.save(torch.export.export(model, args, kwargs), beside)
 
     write_whole(Path(path), _exported(model, "model.pt2", write, "by torch.export"))

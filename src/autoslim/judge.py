@@ -11,43 +11,26 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
-from autoslim.batching import KEPT_BYTES
+from autoslim.batching import KEPT_BYTES, check_kept
 from autoslim.calibrate import batch_statistics
 from autoslim.distributed import World, gathered, samples_of, world
-from autoslim.errors import ConfigError, DataError, RunError, nearest
+from autoslim.errors import ConfigError, DataError, RunError
 from autoslim.lending import Lender
 from autoslim.race import looks, outraced
 from autoslim.reuse import Diverged, Reuse
+from autoslim.scores import SCORES as SCORES
+from autoslim.scores import Score as Score
+from autoslim.scores import accuracy, checked, find_score, is_correct, pairs_of
+from autoslim.scores import count_of as count_of
+from autoslim.scores import negative_loss as negative_loss
 from autoslim.screening import promising
 from autoslim.slicing import run_subnet
-from autoslim.space import Widths
-from autoslim.supernet import Supernet
+from autoslim.space import Widths, as_widths, check_whole
+from autoslim.supernet import Supernet, unwrapped
 from autoslim.tracing import split_input
 
-Score = Callable[[Any, Any], Tensor]
 T = TypeVar("T")
-
-
-def accuracy(output: Tensor, targets: Tensor) -> Tensor:
-    """Share of samples whose highest logit (N, C) is the target (N,), or the largest of the shares (N, C) targeted."""
-    return is_correct(output, targets).mean()
-
-
-def is_correct(output: Tensor, targets: Tensor) -> Tensor:
-    """For each sample: 1 if its highest logit (N, C) is the target, else 0; targets are as in `accuracy`."""
-    if targets.is_floating_point():
-        targets = targets.argmax(1)
-    return (output.argmax(1) == targets).double()
-
-
-def negative_loss(output: Tensor, targets: Tensor) -> Tensor:
-    """For each sample: minus the cross-entropy of its logits (N, C). Higher is better."""
-    return -nn.functional.cross_entropy(output.float(), targets, reduction="none")
-
-
-SCORES: dict[str, Score] = {"accuracy": is_correct, "loss": negative_loss}
 
 
 class Judge:
@@ -72,15 +55,17 @@ class Judge:
         world: World | None = None,
     ) -> None:
         self.world = world or World()
-        self.supernet, self.score, self.also = supernet, _score(score), None if also is None else _score(also)
-        self.batches: Sequence[tuple[Any, Any]] = list(batches)
+        self.supernet = unwrapped(supernet, Supernet)
+        self.score, self.also = find_score(score), None if also is None else find_score(also)
+        self.batches: Sequence[tuple[Any, Any]] = list(pairs_of(batches))
         if not self.batches:
             raise DataError("the search needs held-out images, and there is none")
         self._also_of: dict[Widths, tuple[float, int]] = {}  # of the nets judged last: second score, and samples seen
         self._lender = Lender()
 
-    def __call__(self, widths: Widths) -> float:
+    def __call__(self, widths: Mapping[str, int]) -> float:
         """Mean score of the net of these widths."""
+        widths = as_widths(widths)
         found = _Sums()
         with self._modes():
             own = {
@@ -93,9 +78,10 @@ class Judge:
         self._also_of[widths] = found.also, found.count
         return found.score
 
-    def also_of(self, widths: Widths) -> tuple[float, int]:
+    def also_of(self, widths: Mapping[str, int]) -> tuple[float, int]:
         """The mean of the second score of one of the nets judged last, and over how many samples it is."""
         assert self.also is not None, "no second score was asked for"
+        widths = as_widths(widths)
         if widths not in self._also_of:
             self(widths)
         found = self._also_of[widths]
@@ -104,8 +90,8 @@ class Judge:
 
     def _measured(self, output: Any, inputs: Any, targets: Any) -> _Measured:
         count = count_of(inputs, targets)
-        also = 0.0 if self.also is None else float(_checked(self.also(output, targets), count).double().mean())
-        return _Measured(_checked(self.score(output, targets), count).detach().double().cpu(), also, count)
+        also = 0.0 if self.also is None else float(checked(self.also(output, targets), count).double().mean())
+        return _Measured(checked(self.score(output, targets), count).detach().double().cpu(), also, count)
 
     def _of_all(self, own: Mapping[int, T]) -> list[tuple[int, T]]:
         """What all processes found, each for batches of its own by their number, in the order of the batches."""
@@ -144,8 +130,9 @@ class ReuseJudge(Judge):
         world: World | None = None,
     ) -> None:
         super().__init__(supernet, batches, score, also=also, world=world)
-        if screen is not None and not (isinstance(screen, int) and screen >= 1):
-            raise ConfigError(f"screen must be a whole number of at least 1 candidate, or None for all, got {screen!r}")
+        if screen is not None:
+            check_whole(ConfigError, screen=screen)
+        check_kept(keep_bytes)
         self.keep_bytes, self.screen = keep_bytes, screen
 
     @cached_property
@@ -324,6 +311,7 @@ class RacingJudge(ReuseJudge):
         self._gained: dict[str, Tensor] = {}  # by group: (N,), score less that of the net it was a candidate of
         self._seen: list[str] = []  # the groups looked at on all samples in the last step
         self._scores: dict[Widths, Tensor] = {}  # of the candidates of the last step: those samples that were seen
+        self._state: list[Any] | None = None  # of the model that all of this was learned from
 
     def learned(self) -> dict[str, Tensor]:
         """What the last step added to what is known, as plain tensors."""
@@ -339,6 +327,7 @@ class RacingJudge(ReuseJudge):
         """
         names = [*self.supernet.space.groups]
         self._check_learned(tensors)
+        self._forget_another()
         self._gained |= {name[7:]: tensor for name, tensor in tensors.items() if name.startswith("gained.")}
         self._scores = {
             Widths(zip(names, tensor.tolist(), strict=True)): tensors[f"scores.{name[7:]}"]
@@ -346,7 +335,15 @@ class RacingJudge(ReuseJudge):
             if name.startswith("widths.")
         }
 
+    def _forget_another(self) -> None:
+        """What was learned from other weights, before the supernet was trained on, is worth nothing now."""
+        state = state_of(self.supernet.model)
+        if self._state is not None and self._state != state:
+            self._gained, self._seen, self._scores = {}, [], {}
+        self._state = state
+
     def _scores_of(self, widths: Widths) -> Sequence[Tensor]:
+        self._forget_another()
         scores = self._scores.get(widths)
         if scores is None:
             return ()
@@ -438,28 +435,6 @@ class _Sums:
         return len(self._parts)
 
 
-def count_of(inputs: Any, targets: Any) -> int:
-    """How many samples a batch has; its targets may be those of several heads, and its inputs a list of images."""
-    if isinstance(inputs, Tensor):
-        return len(inputs)
-    if isinstance(targets, Tensor) or (isinstance(inputs, list) and len(inputs) == len(targets)):
-        return len(targets)
-    is_told = any(isinstance(leaf, Tensor) and leaf.ndim for leaf in tree_leaves(inputs))
-    return samples_of(inputs) if is_told else len(targets)
-
-
-def _checked(score: Any, count: int) -> Tensor:
-    """A score as it may be; `ConfigError` for anything else."""
-    if not isinstance(score, Tensor):
-        raise ConfigError(f"a score must be a tensor, a number per sample or their mean; got a {type(score).__name__}")
-    if score.ndim and score.shape != (count,):
-        raise ConfigError(
-            f"a score must be a number per sample, of shape ({count},), or their mean; got shape {tuple(score.shape)}"
-            + ("; take the mean over its other dimensions: .flatten(1).mean(1)" if len(score) == count else "")
-        )
-    return score
-
-
 def make_judge(
     kind: str,
     supernet: Supernet,
@@ -479,29 +454,38 @@ def make_judge(
     return RacingJudge(supernet, batches, score, also="accuracy", world=here, **options)
 
 
-def _score(score: str | Score) -> Score:
-    if not isinstance(score, str):
-        return score
-    if score not in SCORES:
-        raise ConfigError(f"no score {score!r}; {nearest(score, SCORES)}")
-    return SCORES[score]
+def state_of(model: nn.Module) -> list[Any]:
+    """What differs when values of the model have: where each tensor lies, how often torch wrote to it, and its sum.
+
+    The sum is for those who write to `.data`, of which torch keeps no count.
+    """
+    found: list[Any] = []
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        total = tensor.detach().sum(dtype=torch.float64).item() if tensor.dtype in _SUMMED else 0.0
+        version = 0 if tensor.is_inference() else tensor._version
+        found.append((name, tensor.data_ptr(), version, repr(total)))  # text: not a number is equal to itself
+    return found
 
 
-def evaluate(model: nn.Module, batches: Iterable[tuple[Any, Any]], score: Score = accuracy) -> float:
+_SUMMED = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+def evaluate(model: nn.Module, batches: Iterable[tuple[Any, Any]], score: str | Score = accuracy) -> float:
     """Mean of `score(output, targets)` over batches, by size, in evaluation mode; the mode is restored.
 
-    A score is a number per sample, or their mean.
+    A score is a number per sample, or their mean, or a name: "accuracy", "loss".
     """
+    score = find_score(score)
     modes = {module: module.training for module in model.modules()}
     total, count, lender = 0.0, 0, Lender()
     try:
         model.eval()
         with torch.no_grad():
-            for inputs, targets in batches:
+            for inputs, targets in pairs_of(batches):
                 size = count_of(inputs, targets)
                 with lender.lent(inputs) as own:
                     args, kwargs = split_input(own)
-                    found = _checked(score(model(*args, **kwargs), targets), size)
+                    found = checked(score(model(*args, **kwargs), targets), size)
                 total += float(found.double().mean()) * size
                 count += size
     finally:

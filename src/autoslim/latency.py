@@ -8,6 +8,7 @@ import os
 import platform
 import random
 import statistics
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,12 @@ from torch.utils._pytree import tree_leaves
 
 from autoslim.errors import LatencyError
 from autoslim.files import append_record, read_records
+from autoslim.lending import cloned
+from autoslim.memory import is_out_of_memory
 from autoslim.progress import Progress
 from autoslim.runtimes import ON_CPU, OnnxNets, Prepared, Runtime, find_runtime, on_cpu, torch_threads
 from autoslim.slicing import extract
-from autoslim.space import ChannelGroup, ChannelSpace, Widths
+from autoslim.space import ChannelGroup, ChannelSpace, Widths, a_space, check_whole
 from autoslim.tables import LatencyOperator, LatencyRow, LatencyTable, latency_operators
 from autoslim.tracing import split_input
 
@@ -49,10 +52,32 @@ def latencies(
 ) -> list[float]:
     """Milliseconds of each of some forward passes; see `measure_latency`."""
     find_runtime(runtime)
+    check_whole(LatencyError, repeats=repeats)
+    check_whole(LatencyError, 0, warmup=warmup)
+    _check_runs(model, example_input)
     modes = {module: module.training for module in model.modules()}
     try:
         with torch_threads(threads) as count:
             return Prepared(runtime, model, example_input, count).passes(repeats, warmup, seconds=60.0)
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _check_runs(model: nn.Module, example_input: Any) -> None:
+    """`LatencyError` for what is no network, or does not run on the example input."""
+    if not isinstance(model, nn.Module):
+        raise LatencyError(f"latency is measured of a network, an nn.Module; got a {type(model).__name__}")
+    args, kwargs = split_input(cloned(example_input))
+    modes = {module: module.training for module in model.modules()}
+    try:
+        with torch.inference_mode():
+            model.eval()(*args, **kwargs)
+    except Exception as error:  # whatever a user's network may raise
+        if is_out_of_memory(error):
+            raise
+        text = textwrap.shorten(f"{type(error).__name__}: {error}", 200, placeholder=" ...")
+        raise LatencyError(f"the network does not run on the example input: {text}") from error
     finally:
         for module, mode in modes.items():
             module.training = mode
@@ -75,7 +100,7 @@ def measure_latency_table(
     threads: int | None = None,
     nets: int = 40,
     repeats: int = 5,
-    cache: Path | None = None,
+    cache: str | Path | None = None,
     fresh: bool = False,
     progress: Progress | None = None,
 ) -> LatencyTable:
@@ -89,10 +114,11 @@ def measure_latency_table(
     unless `fresh`; a measurement that was killed goes on. Raises `LatencyError` for a runtime that is not there.
     """
     kind, progress = find_runtime(runtime), progress or Progress()
-    operators = latency_operators(space)
+    check_whole(LatencyError, nets=nets, repeats=repeats)
+    operators = latency_operators(a_space(space))
     with torch_threads(threads) as count:
         about = _about(kind, count, model, example_input)
-    path = (cache or cache_directory()) / "latency" / f"{_key(about, space, operators, nets, repeats)}.csv"
+    path = Path(cache or cache_directory()) / "latency" / f"{_key(about, space, operators, nets, repeats)}.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):  # another process may be measuring the same
         log = path.with_suffix(".jsonl")
@@ -103,6 +129,7 @@ def measure_latency_table(
             table = LatencyTable.load(path)
             say_if_disturbed(table, progress)
             return table
+        _check_runs(model, example_input)
         drawn = list(_nets(space, nets))
         measure = _measure(model, space, example_input, runtime, count, operators, repeats)
         records = _rounds(drawn, measure, log, progress)

@@ -508,7 +508,8 @@ def slim_stage(job: Job) -> None:
     start = steps[-1].widths if steps else job.space.full()
     cost = JointCost((budget.cost, budget.limit) for budget in job.budgets)
     if cost(start) > 1 and isinstance(judge, ReuseJudge) and (whole := judge.reuse.whole()):
-        job.progress.say(f"search: nets narrower in {len(whole)} groups run as a whole ({', '.join(whole[:3])} ...)")
+        named = ", ".join(whole[:3]) + (" ..." if len(whole) > 3 else "")
+        job.progress.say(f"search: nets narrower in {counted(len(whole), 'group')} run as a whole ({named})")
     # each budget may be on another metric: the walk ends when all are met, and weighs the one that is farthest away
     path = greedy_slim(
         job.space,

@@ -125,6 +125,10 @@ def render_report(record: Record) -> str:
     it ran; `system` if its widths were given and not searched. Figures that were not measured are None. Raises
     `ExportError` without the extra `autoslim[report]`.
     """
+    if not isinstance(record, Mapping):
+        raise ExportError(
+            f"render_report takes what sums a run up, a mapping, got {record!r}; `autoslim report RUN` writes its page"
+        )
     figures: dict[str, Figure] = {}
     content = {
         "title": f"{escape(str(record['name']))}: AutoSlim report",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,10 +13,11 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from autoslim.calibrate import batch_statistics
 from autoslim.errors import ConfigError
 from autoslim.lending import cloned
+from autoslim.scores import Score, find_score
 from autoslim.slicing import run_subnet
 from autoslim.slim import rank
-from autoslim.space import ChannelSpace, Widths
-from autoslim.supernet import Supernet
+from autoslim.space import ChannelSpace, Widths, check_whole
+from autoslim.supernet import Supernet, unwrapped
 from autoslim.tracing import split_input
 
 
@@ -25,7 +26,7 @@ def promising(
     widths: Widths,
     candidates: Mapping[str, Widths],
     batch: tuple[Any, Any],
-    score: Callable[[Any, Any], Tensor],
+    score: str | Score,
     count: int,
     savings: Mapping[str, float] | None = None,
 ) -> dict[str, Widths]:
@@ -34,6 +35,8 @@ def promising(
     By `estimates`, per cost saved where `savings` are given. Off by default, for it looks at a step of 1/12 of a layer
     through a tangent: benchmarks/LOG.md says how often the best candidate is among them.
     """
+    supernet, score = unwrapped(supernet, Supernet), find_score(score)
+    check_whole(ConfigError, count=count)
     if count >= len(candidates):
         return dict(candidates)
     found = estimates(supernet, widths, candidates, batch, score)
@@ -50,7 +53,7 @@ def estimates(
     widths: Widths,
     candidates: Mapping[str, Widths],
     batch: tuple[Any, Any],
-    score: Callable[[Any, Any], Tensor],
+    score: Score,
 ) -> dict[str, float]:
     """By how much the mean score on a batch changes from `widths` to each candidate, to first order.
 

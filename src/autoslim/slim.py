@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from autoslim.cost import METRICS, Budget, Cost, check_metric, counted_by, number_of
+from autoslim.cost import METRICS, Budget, Cost, check_cost, check_metric, counted_by, number_of
 from autoslim.errors import BudgetError, ConfigError, nearest
-from autoslim.space import ChannelSpace, SlimStep, Widths
+from autoslim.space import ChannelSpace, SlimStep, Widths, a_space, as_number, as_widths, check_whole
 
 Judge = Callable[[Widths], float]
 RULES = ("score", "score-per-cost")
@@ -37,26 +38,31 @@ def greedy_slim(
     al. 2018) makes the candidates of a step comparable; of those that lose nothing, the one that gains most, and then
     the one that saves most. The paper looks at the score alone.
 
-    Raises `BudgetError` at once, naming the smallest cost within reach, if a budget cannot be met, and at the step
-    where it happens if the cost is no number.
+    The cost must be a function of widths that does not rise as they shrink. Raises `BudgetError` at once, naming the
+    cost of the smallest net, if that does not meet a budget, and at the step where it happens if the cost is no number;
+    `ConfigError` at the step where no score is one. A score that is not a number never wins over one that is.
     """
-    if not callable(judge) and not hasattr(judge, "compare"):
-        raise ConfigError(
-            f"judge {judge!r} cannot be asked; give RacingJudge(supernet, batches), ReuseJudge or Judge likewise, or "
-            "any callable Widths -> float"
-        )
-    if not callable(cost):
-        raise ConfigError(f"cost {cost!r} cannot be asked; give MacCost(space) or any callable Widths -> float")
+    a_space(space)
+    _check_judge(judge)
+    check_cost(cost)
     limits = [_limit(budget, cost, space) for budget in _listed(budgets)]
     if not limits:
         raise BudgetError("no budget was given; write for example 50%")
     if rule not in RULES:
-        raise BudgetError(f"no rule {rule!r} for greedy steps; {nearest(rule, RULES)}")
+        raise BudgetError(f"no rule {rule!r} for greedy steps; {nearest(str(rule), RULES)}")
     on_candidate = on_candidate or (lambda group, score: None)
     numbers = partial(number_of, cost)
-    begin = space.full() if start is None else Widths(start)
+    begin = space.full() if start is None else as_widths(start)
     space.check(begin)
     return _steps(space, judge, numbers, min(limits), begin, on_candidate, rule)
+
+
+def _check_judge(judge: object) -> None:
+    if not (callable(judge) or hasattr(judge, "compare")) or isinstance(judge, type):
+        raise ConfigError(
+            f"judge {judge!r} cannot be asked; give RacingJudge(supernet, batches), ReuseJudge or Judge likewise, or "
+            "any callable Widths -> float"
+        )
 
 
 def _listed(budgets: Any) -> list[Any]:
@@ -71,13 +77,22 @@ def _listed(budgets: Any) -> list[Any]:
 
 def _limit(budget: Any, cost: Cost, space: ChannelSpace) -> float:
     if not isinstance(budget, str):
-        try:
-            budget = float(budget)  # of numpy and torch too
-        except (TypeError, ValueError, RuntimeError):
-            raise BudgetError(
-                f"budget {budget!r} is none; give a number in the unit of the cost, or text such as '50%'"
-            ) from None
+        budget = _amount(budget)
         return Budget(f"{budget:g}", "macs", budget, False).limit(cost, space)
+    return _budget(budget, cost).limit(cost, space)
+
+
+def _amount(budget: Any) -> float:
+    amount = as_number(budget)
+    if math.isnan(amount):
+        raise BudgetError(
+            f"budget {budget!r} is no number; give a number in the unit of the cost, or text such as '50%'"
+        )
+    return amount
+
+
+def _budget(budget: str, cost: Cost) -> Budget:
+    """What a text asks of one cost."""
     several = Budget.parse_all(budget, None if counted_by(cost) is None else METRICS)
     if len(several) > 1:
         raise BudgetError(
@@ -85,7 +100,16 @@ def _limit(budget: Any, cost: Cost, space: ChannelSpace) -> float:
             "cost, limit = resolve_budget(text, space, costs) makes one cost of them"
         )
     check_metric(several[0], cost)
-    return several[0].limit(cost, space)
+    return several[0]
+
+
+def _within(limit: float | str, cost: Cost, space: ChannelSpace) -> float:
+    """A limit to compare costs with, which the full net may meet; out of reach is a matter of the net found."""
+    a_space(space)
+    check_cost(cost)
+    if isinstance(limit, str):
+        return _budget(limit, cost).limit(cost, space, may_be_slack=True)
+    return _amount(limit)
 
 
 def _steps(
@@ -106,9 +130,19 @@ def _steps(
         if rule == "score-per-cost":
             whole = cost(widths)
             savings = {group: max(whole - cost(each), 1e-12) for group, each in candidates.items()}
+        if not candidates:  # the smallest net met it before the search
+            raise BudgetError(
+                f"the cost of the smallest net is {cost(widths):g} now and was at most {limit:g} before: a cost must "
+                "give the same number for the same widths"
+            )
         found = _compared(judge, widths, candidates, savings, on_candidate, now)
-        assert found, "the smallest net meets the budget: that was checked before the search"
+        assert found, "a judge compares at least one candidate"
         best = max(found, key=lambda group: rank(found[group][1], None if savings is None else savings[group]))
+        if math.isnan(found[best][1]):
+            raise ConfigError(
+                f"no candidate of this step has a score that is a number: of {best!r} at width "
+                f"{candidates[best][best]} it is {found[best][0]}; look for such values in the weights and the images"
+            )
         widths, now = candidates[best], found[best][0]
         yield SlimStep(best, widths, cost(widths), now)
 
@@ -138,12 +172,21 @@ def _compared(
         return compare(widths, candidates, savings, on_candidate)  # type: ignore[no-any-return]
     found = {}
     if savings is not None and now is None:
-        now = judge(widths)
+        now = _score(judge, widths)
     for group, candidate in candidates.items():
-        score = judge(candidate)
+        score = _score(judge, candidate)
         on_candidate(group, score)
         found[group] = score, score if savings is None or now is None else (score - now) / savings[group]
     return found
+
+
+def _score(judge: Judge, widths: Widths) -> float:
+    """What a user's callable says of a net; `ConfigError` if it is no number, nor what came of computing one."""
+    value: Any = judge(widths)
+    score = as_number(value)
+    if math.isnan(score) and value == value:  # only a result that is not a number differs from itself
+        raise ConfigError(f"a judge must give a number for widths; this one gave {value!r} for {dict(widths)}")
+    return score
 
 
 @dataclass(frozen=True)
@@ -158,20 +201,32 @@ class Exchange:
 
 
 def exchange_bins(
-    space: ChannelSpace, judge: Judge, cost: Cost, widths: Widths, limit: float, *, tried: int = 3
+    space: ChannelSpace, judge: Judge, cost: Cost, widths: Mapping[str, int], limit: float | str, *, tried: int = 3
 ) -> Iterator[Exchange]:
     """Mend what a greedy search found: move a bin from one group to another while the score rises and `limit` holds.
 
     At each step every group is tried one choice wider; for the `tried` best of them, every other group is made as much
     narrower as `limit` asks. The best exchange is made if its score exceeds that of the net as it is. This is a local
-    search after the search of the paper, which only ever removes.
+    search after the search of the paper, which only ever removes. `limit` is a number or text, as in `greedy_slim`.
     """
+    most = _within(limit, cost, space)
+    _check_judge(judge)
+    check_whole(ConfigError, tried=tried)
+    space.check(widths)
+    return _exchanges(space, partial(_score, judge), partial(number_of, cost), as_widths(widths), most, tried)
+
+
+def _exchanges(
+    space: ChannelSpace, judge: Judge, cost: Cost, widths: Widths, limit: float, tried: int
+) -> Iterator[Exchange]:
     score = judge(widths)
+    if math.isnan(score):
+        raise ConfigError(f"the score of the net to be mended is not a number: {dict(widths)}")
     while True:
         wider = {group: candidate for group in space.groups if (candidate := space.widened(widths, group)) is not None}
         gain = {group: judge(candidate) for group, candidate in wider.items()}
         exchanges = []
-        for group in sorted(gain, key=lambda group: -gain[group])[:tried]:
+        for group in sorted(gain, key=lambda group: rank(gain[group], None), reverse=True)[:tried]:
             if cost(wider[group]) <= limit:
                 exchanges.append(Exchange(group, None, wider[group], cost(wider[group]), gain[group]))
                 continue
@@ -179,7 +234,7 @@ def exchange_bins(
                 candidate = _narrowed_until(space, cost, wider[group], other, limit) if other != group else None
                 if candidate is not None:
                     exchanges.append(Exchange(group, other, candidate, cost(candidate), judge(candidate)))
-        best = max(exchanges, key=lambda exchange: exchange.score, default=None)
+        best = max(exchanges, key=lambda exchange: rank(exchange.score, None), default=None)
         if best is None or not best.score > score:
             return
         widths, score = best.widths, best.score
@@ -194,15 +249,17 @@ def _narrowed_until(space: ChannelSpace, cost: Cost, widths: Widths, group: str,
     return candidate
 
 
-def widths_within(space: ChannelSpace, steps: Iterable[SlimStep], cost: Cost, limit: float) -> Widths | None:
-    """The widest net on a greedy path that costs at most `limit`; None if the path does not reach that far."""
+def widths_within(space: ChannelSpace, steps: Iterable[SlimStep], cost: Cost, limit: float | str) -> Widths | None:
+    """The widest net on a greedy path that costs at most `limit` (as in `greedy_slim`); None if it ends before that."""
+    limit = _within(limit, cost, space)
     if cost(space.full()) <= limit:
         return space.full()
     return next((step.widths for step in steps if cost(step.widths) <= limit), None)
 
 
-def uniform_like(space: ChannelSpace, cost: Cost, target: float) -> tuple[float, Widths]:
-    """The uniform width ratio whose cost is nearest to `target`, and its widths."""
+def uniform_like(space: ChannelSpace, cost: Cost, target: float | str) -> tuple[float, Widths]:
+    """The uniform width ratio whose cost is nearest to `target` (as a limit of `greedy_slim`), and its widths."""
+    target = _within(target, cost, space)
     low, high = 0.0, 1.0
     for _ in range(40):
         middle = (low + high) / 2

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvTransposeNd
 
-from autoslim.errors import SpaceError, nearest
+from autoslim.errors import ConfigError, SpaceError, nearest
 from autoslim.slicing import check_model, copy_module
-from autoslim.space import Axis, ChannelGroup, ChannelSpace
+from autoslim.space import Axis, ChannelGroup, ChannelSpace, a_space
 from autoslim.tracing import split_input, tensors_in
 
 _SAME = 1e-9  # of the largest output, in double precision
@@ -38,22 +38,20 @@ def sort_channels(
     there is a warning if the model has operators that see all channels at once. Raises `SpaceError` for a space of
     another model, or scores that do not fit.
     """
-    check_model(model, space)
+    check_model(model, a_space(space))
     if example_input is None and space.mixing:
         warnings.warn(
             f"sort_channels: the order of channels may matter to this model ({space.mixing[0]}); give example_input, "
             "and groups for which it does are left alone",
             stacklevel=2,
         )
-    scores = _SCORES[_known(importance)](model, space) if isinstance(importance, str) else dict(importance)
+    scores = _SCORES[_known(importance)](model, space) if isinstance(importance, str) else _given(importance, space)
     done = []
     for name, group in space.groups.items():
         score = scores.get(name)
         block = _block(group)
         if score is None or block is None:
             continue
-        if score.shape != (group.size,):
-            raise SpaceError(f"importance of {name!r}: expected shape ({group.size},), got {tuple(score.shape)}")
         order = score.detach().cpu().double().reshape(-1, block).sum(1).argsort(descending=True, stable=True)
         ranks = (order[:, None] * block + torch.arange(block)).flatten().tolist()
         orders = _orders(space, name, ranks)
@@ -67,8 +65,9 @@ def first_order(model: nn.Module, space: ChannelSpace, backward: Callable[[nn.Mo
     """How much the loss would change without a channel, to first order: |sum of weight * gradient| of what produces it.
 
     `backward(model)` is to leave gradients in the parameters (a forward and backward over some batches). (Molchanov et
-    al. 2019.)
+    al. 2019.) Raises `ConfigError` if there are none.
     """
+    a_space(space)
     model.zero_grad()
     backward(model)
     products = {
@@ -77,6 +76,8 @@ def first_order(model: nn.Module, space: ChannelSpace, backward: Callable[[nn.Mo
         if parameter.grad is not None
     }
     model.zero_grad()
+    if not products:
+        raise ConfigError("first_order: backward(model) left no gradients; let it end with loss.backward()")
     return {group: score.abs() for group, score in _summed(model, space, products).items()}
 
 
@@ -84,6 +85,27 @@ def _known(importance: str) -> str:
     if importance not in _SCORES:
         raise SpaceError(f"no importance {importance!r}; {nearest(importance, _SCORES)}, or scores by group")
     return importance
+
+
+def _given(importance: object, space: ChannelSpace) -> dict[str, Tensor]:
+    """Scores of a user, as tensors; `SpaceError` if one does not fit, before anything is sorted."""
+    if not isinstance(importance, Mapping):
+        kind = type(importance).__name__
+        raise SpaceError(f"importance is one of {', '.join(map(repr, _SCORES))}, or scores by group; got a {kind}")
+    found = {}
+    for name, given in importance.items():
+        if name not in space.groups:
+            raise SpaceError(f"importance of {name!r}: there is no such group; {nearest(str(name), space.groups)}")
+        size = space.groups[name].size
+        try:
+            found[name] = torch.as_tensor(given)
+        except (TypeError, ValueError, RuntimeError):
+            raise SpaceError(f"importance of {name!r}: expected {size} numbers, got a {type(given).__name__}") from None
+        if found[name].shape != (size,):
+            raise SpaceError(f"importance of {name!r}: expected shape ({size},), got {tuple(found[name].shape)}")
+        if found[name].isnan().any():
+            raise SpaceError(f"importance of {name!r}: there is a score that is not a number")
+    return found
 
 
 def _l1(model: nn.Module, space: ChannelSpace) -> dict[str, Tensor]:

@@ -8,15 +8,16 @@ kept when `rank < width`.
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from itertools import chain
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
-from autoslim.errors import SpaceError, nearest
+from autoslim.errors import AutoSlimError, SpaceError, nearest
 
 
 class Widths(Mapping[str, int]):
@@ -301,7 +302,8 @@ class ChannelSpace:
     pass in evaluation mode, the input included; empty where that could not be told. `remarks` says how the model had to
     be traced, if not in the usual way. `mixing` lists the operators that see all channels at once (layer normalisation,
     a channel shuffle): there, a narrow net computes something else than the full net with the missing channels set to
-    zero. `uniform` takes no width below the share `never_below` of what a ratio asks for.
+    zero; and those that tell channels apart by their numbers, whose order matters then. `uniform` takes no width below
+    the share `never_below` of what a ratio asks for.
     """
 
     groups: Mapping[str, ChannelGroup]
@@ -346,26 +348,53 @@ class ChannelSpace:
         """An independent, uniformly drawn choice for each group."""
         return Widths((name, rng.choice(group.choices)) for name, group in self.groups.items())
 
-    def narrowed(self, widths: Widths, group: str) -> Widths | None:
+    def narrowed(self, widths: Mapping[str, int], group: str) -> Widths | None:
         """`widths` with `group` at its next lower choice, or None when it is at the lowest."""
+        widths = self._known(widths, (group,))
         lower = [choice for choice in self.groups[group].choices if choice < widths[group]]
         return widths.replaced(group, lower[-1]) if lower else None
 
-    def widened(self, widths: Widths, group: str) -> Widths | None:
+    def widened(self, widths: Mapping[str, int], group: str) -> Widths | None:
         """`widths` with `group` at its next higher choice, or None when it is at the highest."""
+        widths = self._known(widths, (group,))
         higher = [choice for choice in self.groups[group].choices if choice > widths[group]]
         return widths.replaced(group, higher[0]) if higher else None
 
     def check(self, widths: Mapping[str, int]) -> None:
         """Raise `SpaceError`, naming group and choices, unless every width is a choice of its group."""
-        for name in widths:
-            if name not in self.groups:
-                raise SpaceError(f"no channel group {name!r}; {nearest(name, self.groups)}")
+        widths = as_widths(widths)
+        self._known(widths, chain(widths, self.groups))
         for name, group in self.groups.items():
-            if name not in widths:
-                raise SpaceError(f"the width of group {name!r} is missing")
             if widths[name] not in group.choices:
                 raise SpaceError(f"group {name!r} cannot have width {widths[name]}; choices: {_short(group.choices)}")
+
+    def _known(self, widths: Mapping[str, int], names: Iterable[str]) -> Widths:
+        """The widths, if there are groups of these names and each has one."""
+        widths = as_widths(widths)
+        for name in names:
+            if name not in self.groups:
+                raise SpaceError(f"no channel group {name!r}; {nearest(str(name), self.groups)}")
+            if name not in widths:
+                raise SpaceError(f"the width of group {name!r} is missing")
+        return widths
+
+    def check_sizes(self, widths: Mapping[str, int]) -> None:
+        """Raise `SpaceError` unless each group has a width from 1 to its size, be it a choice or not.
+
+        So every cost looks at widths, tens of thousands of times in a search.
+        """
+        sizes = self._sizes
+        try:
+            if len(widths) == len(sizes) and all(widths[name] in size for name, size in sizes.items()):
+                return
+        except (KeyError, TypeError):
+            pass
+        groups = {name: replace(group, choices=tuple(sizes[name])) for name, group in self.groups.items()}
+        replace(self, groups=groups).check(widths)
+
+    @cached_property
+    def _sizes(self) -> dict[str, range]:
+        return {name: range(1, group.size + 1) for name, group in self.groups.items()}
 
     def with_choices(self, bins: int | str = 12, divisor: int = 8, min_ratio: float = 1 / 6) -> ChannelSpace:
         """Thin the choices out to about `bins` multiples of `divisor`, none below `min_ratio` of the size.
@@ -409,9 +438,17 @@ class ChannelSpace:
         save on average; the size and the smallest choice always do.
         """
         full = self.full()
+        if not callable(cost) or not as_number(least) >= 0:
+            raise SpaceError(
+                "with_steps needs a cost, a callable Widths -> float, and a share of at least 0; got "
+                f"{_kind(cost)} and {least!r}"
+            )
 
         def stepped(group: ChannelGroup) -> ChannelGroup:
-            costs = {choice: cost(full.replaced(group.name, choice)) for choice in group.choices}
+            costs = {choice: as_number(cost(full.replaced(group.name, choice))) for choice in group.choices}
+            for choice, value in costs.items():
+                if not math.isfinite(value):
+                    raise SpaceError(f"the cost of {group.name!r} at width {choice} is no number that can be compared")
             narrowest, kept = group.choices[0], [group.size]
             per_channel = (costs[group.size] - costs[narrowest]) / max(1, group.size - narrowest)
             for choice in reversed(group.choices[1:-1]):
@@ -591,6 +628,49 @@ def _axes(lists: list[Any]) -> tuple[Axis, ...]:
     return tuple(Axis.from_list(spans) for spans in lists)
 
 
+def a_space(space: object) -> ChannelSpace:
+    """The space; `SpaceError` for anything else, such as the model."""
+    if not isinstance(space, ChannelSpace):
+        raise SpaceError(f"expected a ChannelSpace, as trace(model, example_input) gives one, got {_kind(space)}")
+    return space
+
+
+def as_widths(widths: object) -> Widths:
+    """Widths, or any mapping of groups to whole numbers, as widths; `SpaceError` for anything else."""
+    if isinstance(widths, Widths):
+        return widths
+    if isinstance(widths, Mapping):
+        return Widths(widths)
+    of_step = "; give its widths: step.widths" if isinstance(widths, SlimStep) else ""
+    raise SpaceError(
+        f"widths give each channel group a whole number, as Widths or a dict; got {_kind(widths)}{of_step}"
+    )
+
+
+def as_number(value: object) -> float:
+    """What is, or counts as, one number (of numpy and torch too); not a number for anything else."""
+    if isinstance(value, str):
+        return math.nan
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        return math.nan
+
+
+def check_whole(error: type[AutoSlimError], least: int = 1, **numbers: object) -> None:
+    """Raise `error`, with the name, for what is no whole number of at least `least`."""
+    for name, number in numbers.items():
+        if not isinstance(number, Integral) or isinstance(number, bool) or number < least:
+            raise error(f"{name} must be a whole number of at least {least}, got {number!r}")
+
+
+def _kind(thing: object) -> str:
+    """What something is, in an error: a network's text has a hundred lines."""
+    if isinstance(thing, (str, int, float, type(None))):
+        return repr(thing)
+    return f"the class {thing.__name__}" if isinstance(thing, type) else f"a {type(thing).__name__}"
+
+
 def _short(choices: tuple[int, ...]) -> str:
     if len(choices) <= 16:
         return ", ".join(map(str, choices))
@@ -604,7 +684,7 @@ def name_of_ratio(ratio: float | str) -> str:
 
 def parse_bins(bins: int | str) -> tuple[int, int | None]:
     """How many bins a group is to have, and how many channels a bin, if that was asked for; `SpaceError` otherwise."""
-    if bins in _NAMED_BINS:
+    if isinstance(bins, str) and bins in _NAMED_BINS:
         return _NAMED_BINS[bins]
     kind, _, number = str(bins).rpartition(":")
     if kind in ("", "size") and number.isdigit() and int(number) > 0:

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from autoslim.errors import LatencyError, nearest
 from autoslim.files import write_whole
-from autoslim.space import Axis, ChannelSpace
+from autoslim.space import Axis, ChannelSpace, a_space
 
 Floats = npt.NDArray[np.float64]
 
@@ -127,16 +127,16 @@ class LatencyTable:
             raise LatencyError(f"{where}: all times are 0; give the milliseconds that each operator takes")
         return cls(tuple(rows), about)
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | Path) -> None:
         """Write the CSV; it appears whole or not at all."""
-        write_whole(path, self.to_csv())
+        write_whole(Path(path), self.to_csv())
 
     @classmethod
-    def load(cls, path: Path) -> LatencyTable:
+    def load(cls, path: str | Path) -> LatencyTable:
         """Read a CSV file; `LatencyError` if it cannot be read."""
         try:
-            return cls.from_csv(path.read_text(encoding="utf-8"), str(path))
-        except (OSError, ValueError) as error:  # of the path too: one with a null byte is none
+            return cls.from_csv(Path(path).read_text(encoding="utf-8"), str(path))
+        except (OSError, ValueError, TypeError) as error:  # of the path too: one with a null byte is none
             raise LatencyError(f"the latency table {path} cannot be read: {error}") from error
 
 
@@ -212,15 +212,16 @@ _WIDEST = 10**9  # and their products too
 class LatencyCost:
     """Milliseconds of one forward pass, as a table of its operators predicts them; a cost for `greedy_slim`.
 
-    `table` is measured by `measure_latency_table`, or read from a CSV (`LatencyTable.load`). Raises `LatencyError` at
-    once if the table does not cover the space, naming the operator and the widths.
+    `table` is measured by `measure_latency_table`, or read from a CSV (`LatencyTable.load`), which may be given itself.
+    Raises `LatencyError` at once if the table does not cover the space, naming the operator and the widths.
     """
 
     unit = "ms"
 
-    def __init__(self, space: ChannelSpace, table: LatencyTable) -> None:
-        self.operators = latency_operators(space)
-        self.table = table
+    def __init__(self, space: ChannelSpace, table: LatencyTable | str | Path) -> None:
+        self.operators = latency_operators(a_space(space))
+        self.space = space
+        self.table = table if isinstance(table, LatencyTable) else LatencyTable.load(table)
         self._known: dict[tuple[str, tuple[int, ...]], float] = {}
         if not self.operators or not all(operator.signature for operator in self.operators):
             raise LatencyError("the operators of this space are not known; trace the model again")
@@ -233,6 +234,7 @@ class LatencyCost:
 
     def times(self, widths: Mapping[str, int]) -> list[float]:
         """Milliseconds of each of `operators`."""
+        self.space.check_sizes(widths)
         return [self._time(operator.signature, operator.widths(widths)) for operator in self.operators]
 
     def _time(self, signature: str, widths: tuple[int, ...]) -> float:
