@@ -11,6 +11,7 @@ import json
 import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from itertools import chain
@@ -363,6 +364,10 @@ class ChannelSpace:
     def check(self, widths: Mapping[str, int]) -> None:
         """Raise `SpaceError`, naming group and choices, unless every width is a choice of its group."""
         widths = as_widths(widths)
+        choices = self._choices
+        with suppress(TypeError):  # of what cannot even be looked for
+            if len(widths) == len(choices) and all(widths.get(name) in each for name, each in choices.items()):
+                return  # as nearly always, before each pass of a subnet
         self._known(widths, chain(widths, self.groups))
         for name, group in self.groups.items():
             if widths[name] not in group.choices:
@@ -391,6 +396,10 @@ class ChannelSpace:
             pass
         groups = {name: replace(group, choices=tuple(sizes[name])) for name, group in self.groups.items()}
         replace(self, groups=groups).check(widths)
+
+    @cached_property
+    def _choices(self) -> dict[str, frozenset[int]]:
+        return {name: frozenset(group.choices) for name, group in self.groups.items()}
 
     @cached_property
     def _sizes(self) -> dict[str, range]:
