@@ -235,12 +235,14 @@ def test_budgets_are_read(text: str, metric: str, amount: float, is_share: bool)
         ("latency_ms<=8M", "no unit 'M' of time"),
         ("macs<=8ms", "no unit 'ms'"),
         ("macs<=8MB", "no unit 'MB'; use K, M or G"),
+        ("1.5GB", "no unit 'GB'.*; bytes are those of peak_memory<=1.5GB"),
         ("peak_memory<=8Mb/s", "write 300M"),
         ("peak_memory<=8mW", "use KB, MB or MiB"),
         ("macs>=50%", "write macs<=50%: a budget is an upper limit"),
         ("params > 4M", "write params<=4M"),
         ("peak_memroy<=2MB", "did you mean 'peak_memory'"),
         ("1,000,000", "commas separate limits"),
+        ("macs<=50%,,", "'macs<=50%,,': nothing stands beside one of its commas"),
     ],
 )
 def test_budgets_that_cannot_be_read_say_what_would_work(text: str, expected: str) -> None:

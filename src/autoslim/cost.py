@@ -244,7 +244,10 @@ class Budget:
                 f"cannot read the budget {str(text)!r}: commas separate limits, as in 'macs<=50%, params<=2M'; write "
                 "an amount without them (1000000, 1M), and each limit after the first with its metric"
             )
-        budgets = tuple(cls.parse(part, metrics) for part in str(text).split(","))
+        parts = str(text).split(",")
+        if len(parts) > 1 and not all(part.strip() for part in parts):
+            raise BudgetError(f"cannot read the budget {str(text)!r}: nothing stands beside one of its commas")
+        budgets = tuple(cls.parse(part, metrics) for part in parts)
         limited = [budget.metric for budget in budgets]
         for metric in limited:
             if limited.count(metric) > 1:
@@ -323,11 +326,13 @@ def _scale(text: str, metric: str, unit: str) -> tuple[float, bool]:
             "for a share"
         )
     multiples = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9, "T": 1e12}
-    if metric == "peak_memory":  # a size in bytes
-        multiples |= {"B": 1.0, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KIB": 2.0**10, "MIB": 2.0**20, "GIB": 2.0**30}
+    in_bytes = {"B": 1.0, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KIB": 2.0**10, "MIB": 2.0**20, "GIB": 2.0**30}
+    if metric == "peak_memory":
+        multiples |= in_bytes
     if unit.upper() not in multiples:
         amounts = "KB, MB or MiB" if metric == "peak_memory" else "K, M or G"
-        raise BudgetError(f"budget {text!r}: no unit {unit!r}; use {amounts} for an amount, x or % for a share")
+        hint = f"; bytes are those of peak_memory<=1.5{unit}" if unit.upper() in in_bytes else ""
+        raise BudgetError(f"budget {text!r}: no unit {unit!r}; use {amounts} for an amount, x or % for a share{hint}")
     return multiples[unit.upper()], False
 
 
