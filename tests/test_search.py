@@ -321,7 +321,7 @@ def test_a_step_trades_accuracy_against_the_limit_that_binds() -> None:
         ("macs<=50%, params<=2", "cannot be reached: the smallest net of this space has 7"),
         ("macs<=100, params<=20", "the full net is within all of its limits"),
         ("macs<=50%, latency_ms<=8", "there is no cost for 'latency_ms'"),
-        ("macs<=50%,", "cannot read the budget ''"),
+        ("macs<=50%,", "cannot read the budget 'macs<=50%,': nothing stands beside"),
     ],
 )
 def test_limits_that_contradict_or_cannot_be_reached_are_named(text: str, expected: str) -> None:
