@@ -381,7 +381,10 @@ def _copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
         or kind.__getstate__ is not nn.Module.__getstate__
         or not kind.__setstate__.__module__.startswith("torch.nn.")  # those only know old checkpoints
     ):
-        return copy.deepcopy(module, memo)
+        try:
+            return copy.deepcopy(module, memo)
+        except (RuntimeError, TypeError) as error:
+            raise _uncopied(kind.__name__, error) from error
     new = kind.__new__(kind)
     memo[id(module)] = new
     for name, value in vars(module).items():
@@ -390,12 +393,15 @@ def _copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
         elif name != "_compiled_call_impl":
             try:
                 new.__dict__[name] = _copied_value(value, memo)
-            except (RuntimeError, TypeError) as error:  # tensors of a graph inside an object, locks, open files
-                raise SpaceError(
-                    f"the attribute {name!r} of {kind.__name__} cannot be copied ({str(error).splitlines()[0]}); "
-                    "set it to None, and back afterwards"
-                ) from error
+            except (RuntimeError, TypeError) as error:
+                raise _uncopied(f"the attribute {name!r} of {kind.__name__}", error) from error
     return new
+
+
+def _uncopied(what: str, error: Exception) -> SpaceError:
+    """For tensors of a graph inside an object, locks, open files."""
+    why = str(error).splitlines()[0]
+    return SpaceError(f"{what} cannot be copied ({why}); set what it keeps of a pass to None, and back afterwards")
 
 
 def _copied_value(value: Any, memo: dict[int, Any]) -> Any:
