@@ -48,9 +48,9 @@ from autoslim import (
 from autoslim.calibrate import batch_statistics
 from autoslim.data import Batches, ImageData, ImageSet, load_data
 from autoslim.export import load_tensors, save_tensors
-from autoslim.judge import SCORES
 from autoslim.precision import lowered, lowered_inputs, rounding_of
 from autoslim.run import provenance
+from autoslim.scores import SCORES
 from autoslim.train import load_unshared, unshared
 
 ROOT = Path(__file__).parent.parent

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from autoslim import Judge, Supernet, trace
-from autoslim.judge import negative_loss
 from autoslim.precision import lowered, lowered_inputs, rounding_of
+from autoslim.scores import negative_loss
 from test_pipeline import config, fails, run  # noqa: F401  # a fixture among them
 from test_reuse import _supernet
 

@@ -17,9 +17,10 @@ import nets
 from autoslim import Judge, MacCost, RacingJudge, ReuseJudge, Supernet, Widths, greedy_slim, trace
 from autoslim.calibrate import batch_statistics, recalibrate_batchnorm
 from autoslim.errors import ConfigError
-from autoslim.judge import count_of, evaluate, negative_loss
+from autoslim.judge import evaluate
 from autoslim.precision import lowered, rounding_of
 from autoslim.reuse import Diverged, Reuse, _Look
+from autoslim.scores import count_of, negative_loss
 from autoslim.slicing import run_subnet
 from autoslim.space import ChannelSpace
 from autoslim.tracing import split_input, tensors_in

@@ -23,8 +23,8 @@ from autoslim import (
     trace,
 )
 from autoslim.calibrate import batch_statistics
-from autoslim.judge import negative_loss
 from autoslim.models import build_model
+from autoslim.scores import negative_loss
 from test_latency import invented
 from test_pipeline import NET, config, run  # noqa: F401  # a fixture among them
 from test_reuse import _Drawn, _supernet

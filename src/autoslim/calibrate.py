@@ -50,20 +50,16 @@ def recalibrate_batchnorm(model: nn.Module, batches: Iterable[Any]) -> None:
     if not batches:
         raise DataError("recalibrate_batchnorm needs at least one batch of images")
     layers = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
-    modes = {module: module.training for module in model.modules()}
     momenta = {layer: layer.momentum for layer in layers}
     lender = Lender()
     names = {module: name for name, module in model.named_modules()}
     try:
-        model.eval()
-        with torch.no_grad():
+        with evaluating(model), torch.no_grad():
             for layer, calls in _execution_order(model, layers, batches[0], lender):
                 _measure(model, layer, names[layer], calls, batches, lender)
     finally:
         for layer in layers:
             layer.momentum = momenta[layer]
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def _recalibrate_switch(net: SwitchableNet, batches: Iterable[Any]) -> None:
@@ -83,18 +79,30 @@ def _recalibrate_switch(net: SwitchableNet, batches: Iterable[Any]) -> None:
 
 
 @contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode; modes are restored, each module's own."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        model.eval()
+        yield
+    finally:
+        model.train(modes[model])  # of a supernet the model too, which is none of its modules
+        for module, mode in modes.items():
+            module.training = mode
+
+
+@contextmanager
 def batch_statistics(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, but BatchNorm normalises with the statistics of the batch; modes are restored.
 
     Nothing is done about running statistics: run subnets through `Supernet` or `run_subnet`, which work on copies.
     """
-    modes = {module: module.training for module in model.modules()}
     try:
-        model.eval()
-        for module in model.modules():
-            if isinstance(module, _BatchNorm):
-                module.training = True
-        yield
+        with evaluating(model):
+            for module in model.modules():
+                if isinstance(module, _BatchNorm):
+                    module.training = True
+            yield
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise
@@ -102,9 +110,6 @@ def batch_statistics(model: nn.Module) -> Iterator[None]:
             "a batch of one sample has no statistics at a BatchNorm layer that sees a single value for each channel; "
             "leave such a batch out (drop_last of a loader), or make batches larger"
         ) from error
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def _is_labelled(batch: Any) -> bool:

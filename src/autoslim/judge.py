@@ -13,17 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from autoslim.batching import KEPT_BYTES, check_kept
-from autoslim.calibrate import batch_statistics
+from autoslim.calibrate import batch_statistics, evaluating
 from autoslim.distributed import World, gathered, samples_of, world
 from autoslim.errors import ConfigError, DataError, RunError
 from autoslim.lending import Lender
 from autoslim.race import looks, outraced
 from autoslim.reuse import Diverged, Reuse
-from autoslim.scores import SCORES as SCORES
-from autoslim.scores import Score as Score
-from autoslim.scores import accuracy, checked, find_score, is_correct, pairs_of
-from autoslim.scores import count_of as count_of
-from autoslim.scores import negative_loss as negative_loss
+from autoslim.scores import Score, accuracy, checked, count_of, find_score, is_correct, negative_loss, pairs_of
 from autoslim.screening import promising
 from autoslim.slicing import run_subnet
 from autoslim.space import Widths, as_widths, check_whole
@@ -476,21 +472,15 @@ def evaluate(model: nn.Module, batches: Iterable[tuple[Any, Any]], score: str | 
     A score is a number per sample, or their mean, or a name: "accuracy", "loss".
     """
     score = find_score(score)
-    modes = {module: module.training for module in model.modules()}
     total, count, lender = 0.0, 0, Lender()
-    try:
-        model.eval()
-        with torch.no_grad():
-            for inputs, targets in pairs_of(batches):
-                size = count_of(inputs, targets)
-                with lender.lent(inputs) as own:
-                    args, kwargs = split_input(own)
-                    found = checked(score(model(*args, **kwargs), targets), size)
-                total += float(found.double().mean()) * size
-                count += size
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    with evaluating(model), torch.no_grad():
+        for inputs, targets in pairs_of(batches):
+            size = count_of(inputs, targets)
+            with lender.lent(inputs) as own:
+                args, kwargs = split_input(own)
+                found = checked(score(model(*args, **kwargs), targets), size)
+            total += float(found.double().mean()) * size
+            count += size
     if not count:
         raise DataError("there are no images to evaluate on")
     return total / count

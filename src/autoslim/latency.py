@@ -18,6 +18,7 @@ from filelock import FileLock
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from autoslim.calibrate import evaluating
 from autoslim.errors import LatencyError
 from autoslim.files import append_record, read_records
 from autoslim.lending import cloned
@@ -55,13 +56,8 @@ def latencies(
     check_whole(LatencyError, repeats=repeats)
     check_whole(LatencyError, 0, warmup=warmup)
     _check_runs(model, example_input)
-    modes = {module: module.training for module in model.modules()}
-    try:
-        with torch_threads(threads) as count:
-            return Prepared(runtime, model, example_input, count).passes(repeats, warmup, seconds=60.0)
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    with evaluating(model), torch_threads(threads) as count:
+        return Prepared(runtime, model, example_input, count).passes(repeats, warmup, seconds=60.0)
 
 
 def _check_runs(model: nn.Module, example_input: Any) -> None:
@@ -69,18 +65,14 @@ def _check_runs(model: nn.Module, example_input: Any) -> None:
     if not isinstance(model, nn.Module):
         raise LatencyError(f"latency is measured of a network, an nn.Module; got a {type(model).__name__}")
     args, kwargs = split_input(cloned(example_input))
-    modes = {module: module.training for module in model.modules()}
     try:
-        with torch.inference_mode():
-            model.eval()(*args, **kwargs)
+        with evaluating(model), torch.inference_mode():
+            model(*args, **kwargs)
     except Exception as error:  # whatever a user's network may raise
         if is_out_of_memory(error):
             raise
         text = textwrap.shorten(f"{type(error).__name__}: {error}", 200, placeholder=" ...")
         raise LatencyError(f"the network does not run on the example input: {text}") from error
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def spread(samples: Sequence[float]) -> float:

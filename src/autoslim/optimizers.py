@@ -25,7 +25,7 @@ _NO_OPTIMIZERS = {
     "sparseadam": "gradients are dense",
     "muon": "it takes matrices only, and networks have biases and kernels",
 }
-KEPT = (torch.Tensor, int, float, bool, str, type(None))  # what a checkpoint can hold of an optimizer's state
+_KEPT = (torch.Tensor, int, float, bool, str, type(None))  # what a checkpoint can hold of an optimizer's state
 _PER_BATCH = ("OneCycleLR", "CyclicLR")  # the others of torch are stepped once per epoch, as in its documentation
 _FILLED_IN = ("T_max", "total_steps")  # of CosineAnnealingLR and OneCycleLR: how long the training is
 _NO_SCHEDULES = {
@@ -60,7 +60,7 @@ def _try_out(recipe: Recipe) -> None:
         raise _unfit(recipe, error) from error
     for slots in state_of(optimizer).values():
         for value in slots.values():
-            if not isinstance(value, KEPT):
+            if not isinstance(value, _KEPT):
                 raise ConfigError(
                     f"optimizer {recipe.optimizer!r} keeps a {type(value).__name__}, which no checkpoint holds; choose "
                     "another one"

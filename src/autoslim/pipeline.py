@@ -39,7 +39,7 @@ from autoslim.files import append_record, write_json, write_whole
 from autoslim.importing import describe
 from autoslim.inspection import searched_space
 from autoslim.interruption import interruption
-from autoslim.judge import SCORES, Judge, RacingJudge, ReuseJudge, evaluate, make_judge
+from autoslim.judge import Judge, RacingJudge, ReuseJudge, evaluate, make_judge
 from autoslim.latency import latencies, spread
 from autoslim.launch import launched
 from autoslim.memory import in_smaller_batches, is_out_of_memory, naming_memory, parts_of
@@ -66,6 +66,7 @@ from autoslim.records import (
 from autoslim.report import has_plotly, render_report
 from autoslim.run import Run, begin_run
 from autoslim.runtimes import find_runtime
+from autoslim.scores import SCORES
 from autoslim.slicing import extract
 from autoslim.slim import exchange_bins, greedy_slim, uniform_like, widths_within
 from autoslim.space import ChannelSpace, SlimStep, Widths
@@ -894,8 +895,6 @@ def _retrained(job: Job, plan: _Plan) -> nn.Module:
         in_smaller_batches(
             lambda size: recalibrate_batchnorm(net, job.calibration(size)), job.within(250), "recalibrating BatchNorm"
         )
-    if recipe.channels_last:
-        net = net.to(memory_format=torch.channels_last)
     teacher = None
     if recipe.distill > 0:
         teacher = _net_at(job, "full", job.space.full()).eval()
@@ -954,8 +953,6 @@ def _jointly_trained(job: Job, plan: _Plan, plans: Sequence[_Plan]) -> nn.Module
         origin = job.model if recipe.init == "supernet" else fresh_model(job.config)
         whole = extract(origin, plan.space, plan.space.full()).to(job.device)  # a copy: the supernet stays as it is
         switchable = SwitchableNet(whole, plan.space, {each.budget: each.widths for each in plans})
-        if recipe.channels_last:
-            switchable = switchable.to(memory_format=torch.channels_last)
         step, accuracies = switch_step(switchable, recipe), _accuracies_of_switches(switchable, job.held_out())
         _train(job, f"{plan.kind} jointly", switchable, recipe, step, directory, accuracies)
         job.save(directory, switchable)

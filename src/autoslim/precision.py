@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from autoslim.calibrate import batch_statistics
-from autoslim.judge import Score, count_of
 from autoslim.lending import cloned
+from autoslim.scores import Score, count_of
 from autoslim.slicing import copy_module, run_subnet
 from autoslim.supernet import Supernet
 from autoslim.tracing import split_input

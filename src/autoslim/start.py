@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from autoslim.calibrate import evaluating
 from autoslim.config import Config
 from autoslim.data import Batches, ImageData
 from autoslim.export import load_tensors, save_tensors
@@ -100,12 +101,7 @@ def _images(config: Config, data: ImageData, batch_size: int, device: torch.devi
 
 
 def _outputs(model: nn.Module, example: Tensor) -> Tensor:
-    modes = {module: module.training for module in model.modules()}
-    try:
-        with torch.no_grad():
-            output = model.eval()(example)
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    with evaluating(model), torch.no_grad():
+        output = model(example)
     assert isinstance(output, Tensor), "the run has seen its logits before"
     return output

@@ -108,7 +108,11 @@ def sandwich_backward(
         students[f"random_{index + 1}"] = widths
     nets = {"widest": widest, **students}
     return backward_in_turn(
-        runs_of(supernet, {name: (images, widths) for name, widths in nets.items()}), targets, loss, distill, backward
+        runs_of(supernet, own, {name: (images, widths) for name, widths in nets.items()}),
+        targets,
+        loss,
+        distill,
+        backward,
     )
 
 
@@ -123,13 +127,12 @@ def unwrapped(net: nn.Module, kind: type[M]) -> M:
     return own
 
 
-def runs_of(net: nn.Module, arguments: Mapping[str, tuple[Any, ...]]) -> dict[str, Callable[[], Any]]:
-    """A forward pass for each tuple of arguments, only the last of them seen by DistributedDataParallel.
+def runs_of(net: nn.Module, own: nn.Module, arguments: Mapping[str, tuple[Any, ...]]) -> dict[str, Callable[[], Any]]:
+    """A forward pass of `own` for each tuple of arguments, only the last by way of `net`, which may wrap it.
 
-    It averages in the backward pass after its forward pass, and all gradients that have added up until then.
+    DistributedDataParallel averages in the backward pass after its forward pass, all that has added up until then.
     """
     *before, last = arguments
-    own = net.module if isinstance(net, DistributedDataParallel) else net
     return {name: partial(own, *arguments[name]) for name in before} | {last: partial(net, *arguments[last])}
 
 

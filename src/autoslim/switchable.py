@@ -178,7 +178,8 @@ def switch_backward(
     In several processes `net` may be `DistributedDataParallel(net, find_unused_parameters=True)` (no switch uses the
     private layers of another): its gradients are averaged once, during the last backward pass.
     """
-    nets = runs_of(net, {name: (images, name) for name in unwrapped(net, SwitchableNet).switches})
+    own = unwrapped(net, SwitchableNet)
+    nets = runs_of(net, own, {name: (images, name) for name in own.switches})
     return backward_in_turn(nets, targets, loss, distill, backward)
 
 

@@ -6,7 +6,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from numbers import Real
@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from autoslim.calibrate import evaluating
 from autoslim.checkpointing import checkpointed
 from autoslim.distributed import GradientAverage, samples_of, take_from_main, world
 from autoslim.ema import WeightAverage
@@ -539,29 +540,13 @@ def plain_step(
         output = run(*args, **kwargs)
         total = loss(output, targets)
         if teacher is not None and weight > 0:
-            with torch.no_grad(), _evaluating(teacher):
+            with torch.no_grad(), evaluating(teacher):
                 lesson = teacher(*args, **kwargs)
             total = (1 - weight) * total + weight * imitate(output, lesson)
         backward(total)
         return {"loss": float(total.detach())}
 
     return step
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Inside, the model is in evaluation mode; modes are restored."""
-    modes = {module: module.training for module in model.modules()}
-    if not any(modes.values()):
-        yield
-        return
-    try:
-        model.eval()
-        yield
-    finally:
-        model.train(modes[model])  # a supernet's model too, which is none of its modules
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def train_supernet(
