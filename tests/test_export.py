@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import logging
 import random
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import autoslim
 from autoslim import errors
-from autoslim.errors import AutoSlimError, ExportError, RunError
+from autoslim.errors import AutoSlimError, ExportError, RunError, SpaceError
 
 NET = f"{Path(__file__).parent / 'small_net.py'}:net"
 
@@ -166,3 +168,63 @@ def test_an_exported_program_computes_the_same(tmp_path: Path) -> None:
     program = torch.export.load(tmp_path / "model.pt2").module()
     x = torch.randn(2, 1, 16, 16)
     assert torch.allclose(program(x), subnet(x), atol=1e-6)
+
+
+def _frozen() -> nn.Module:
+    """In training mode, but for its BatchNorm layer."""
+    pooled = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), *pooled)
+    net[1].eval()
+    return net
+
+
+def test_an_export_leaves_each_module_its_own_mode(tmp_path: Path) -> None:
+    net, x = _frozen(), torch.rand(2, 3, 8, 8)
+    modes = [module.training for module in net.modules()]
+    autoslim.export_program(net, x, tmp_path / "model.pt2")
+    assert [module.training for module in net.modules()] == modes
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    autoslim.export_onnx(net, x, tmp_path / "model.onnx")
+    assert [module.training for module in net.modules()] == modes
+    autoslim.export.verify_onnx(tmp_path / "model.onnx", net, x)
+    assert [module.training for module in net.modules()] == modes
+
+
+def test_loading_leaves_the_network_given_as_it_was(tmp_path: Path) -> None:
+    net = _frozen()
+    space = autoslim.trace(net, torch.rand(1, 3, 8, 8))
+    switchable = autoslim.SwitchableNet(net, space, [1.0, 0.5])
+    autoslim.save_subnet(tmp_path / "switches", switchable)
+    half = space.uniform(0.5)
+    autoslim.save_subnet(tmp_path / "half", autoslim.extract(net, space, half), space, half)
+    mine = _frozen()
+    before = {name: tensor.clone() for name, tensor in mine.state_dict().items()}
+    modes = [module.training for module in mine.modules()]
+    for name in ("switches", "half"):
+        again = autoslim.load_subnet(tmp_path / name, mine)
+        assert not any(module.training for module in again.modules())
+        assert all(torch.equal(tensor, before[key]) for key, tensor in mine.state_dict().items())
+        assert [module.training for module in mine.modules()] == modes
+        if isinstance(again, autoslim.SwitchableNet):
+            assert torch.equal(again.model[0].weight, net[0].weight)
+
+
+@pytest.mark.parametrize("whole", [np.int64, np.float32, float, torch.tensor])
+def test_widths_are_whole_numbers_of_any_kind(tmp_path: Path, whole: Callable[[int], int]) -> None:
+    net, x = _frozen(), torch.rand(2, 3, 8, 8)
+    space = autoslim.trace(net, x[:1]).with_choices(4, 2, 0.25)
+    plain = space.uniform(0.5)
+    widths = {group: whole(width) for group, width in plain.items()}
+    assert autoslim.Widths(widths).to_json() == plain.to_json()
+    assert hash(autoslim.Widths(widths)) == hash(plain)
+    if whole is not torch.tensor:  # equal to a number, but with another hash: as `Widths` only
+        assert autoslim.MacCost(space)(widths) == autoslim.MacCost(space)(plain)
+        assert autoslim.Supernet(net, space)(x, widths).shape == (2, 4)
+    subnet = autoslim.extract(net, space, autoslim.Widths(widths))
+    autoslim.save_subnet(tmp_path, subnet, space, widths)
+    assert torch.equal(autoslim.load_subnet(tmp_path, net)(x), subnet.eval()(x))
+    autoslim.save_subnet(tmp_path, autoslim.SwitchableNet(net, space, {"half": autoslim.Widths(widths)}))
+    for wrong in (4.5, np.float64(4.5), float("inf")):
+        with pytest.raises(SpaceError, match=r"cannot have width (4\.5|inf); choices: 2, 4, 6, 8"):
+            autoslim.Supernet(net, space)(x, dict.fromkeys(space.groups, wrong))

@@ -363,3 +363,48 @@ def test_a_table_that_was_disturbed_says_so_whenever_it_is_read(
     measure_latency_table(net, space, inputs, nets=4, repeats=3, cache=tmp_path, progress=calm)
     latency.say_if_disturbed(LatencyTable(table.rows, {"scatter": "a word of theirs"}), calm)
     assert calm.texts == []
+
+
+class Writes(nn.Module):
+    """Normalises its input in place, and says what it was given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.seen = nn.Conv2d(3, 4, 3), list[float]()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen.append(float(x.sum()))
+        y: torch.Tensor = self.conv(x.mul_(2))
+        return y
+
+
+@pytest.mark.parametrize("inference", [False, True])
+def test_a_net_that_writes_into_its_input_is_given_the_same_each_time(inference: bool) -> None:
+    net = Writes()
+    with torch.inference_mode(inference):
+        x = torch.rand(2, 3, 8, 8)
+        before = x.clone()
+        assert measure_latency(net, x, repeats=5) > 0
+        prepared = Prepared("torch", net, x, 1)
+        prepared.passes(4, warmup=1)
+        prepared.operators([], 3)
+    assert torch.equal(x, before)
+    assert len(net.seen) > 12
+    assert len(set(net.seen)) == 1
+
+
+def test_a_net_that_does_not_write_runs_on_one_tensor() -> None:
+    class Reads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.seen = nn.Conv2d(3, 4, 3), list[int]()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.seen.append(x.data_ptr())
+            y: torch.Tensor = self.conv(x)
+            return y
+
+    net = Reads()
+    Prepared("torch", net, torch.rand(1, 3, 8, 8), 1).passes(6, warmup=2)
+    assert len(net.seen) == 8
+    assert len(set(net.seen[1:])) == 1, "no copies but the one that shows that it does not write"

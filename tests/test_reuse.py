@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
@@ -645,3 +646,55 @@ def test_a_race_per_cost_keeps_who_gains_most_and_not_who_saves_least() -> None:
     left = judge.compare(full, candidates, savings)
     assert more in left
     assert len(left) < len(candidates)
+
+
+class _Largest(nn.Module):
+    """Goes on with the largest of all channels, which is the same one for most images."""
+
+    order: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.last = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 5, 3), nn.Linear(1, 5)
+        self.register_buffer("order", torch.arange(5.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.two(self.one(x)).mean((2, 3))
+        return self.last((x + 100 * self.order).amax(1, keepdim=True))
+
+
+def _squeezing() -> nn.Module:
+    """A few units behind ReLU on pooled numbers: some are off for any few images."""
+    squeeze = torchvision.ops.SqueezeExcitation(8, 2)
+    convs = [nn.Conv2d(inputs, 8, 3, padding=1) for inputs in (3, 8)]
+    norms = [nn.BatchNorm2d(8), nn.BatchNorm2d(8)]
+    tail = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)
+    return nn.Sequential(convs[0], norms[0], nn.ReLU(), squeeze, convs[1], norms[1], nn.ReLU(), *tail)
+
+
+@pytest.mark.parametrize(("kind", "bins"), [(_squeezing, 4), (_Largest, 16)])
+def test_what_makes_no_difference_to_a_few_random_images_is_not_taken_for_free(
+    kind: Callable[[], nn.Module], bins: int
+) -> None:
+    torch.manual_seed(0)
+    net = kind().double()
+    x, y = torch.randn(16, 3, 8, 8).double(), torch.randint(5, (16,))
+    space = trace(net, x[:1]).with_choices(bins=bins, divisor=1, min_ratio=1 / bins)
+    supernet, batches = Supernet(net, space), [(x[:8], y[:8]), (x[8:], y[8:])]
+    judge, reuse = Judge(supernet, batches), ReuseJudge(supernet, batches)
+    widths = space.full()
+    while candidates := {group: c for group in space.groups if (c := space.narrowed(widths, group)) is not None}:
+        for group, (score, _) in reuse.compare(widths, candidates).items():
+            assert score == pytest.approx(judge(candidates[group]), abs=1e-9), group
+        widths = next(iter(candidates.values()))
+
+
+def test_plans_do_not_depend_on_the_default_device() -> None:
+    supernet, batches = _supernet()
+    space, images = supernet.space, batches[0][0]
+    plain = Reuse(supernet.model, space, images)
+    with torch.device("meta"):
+        other = Reuse(supernet.model, space, images)
+        plans = {group: other.plan(group) for group in space.groups}
+    assert plans == {group: plain.plan(group) for group in space.groups}
+    assert any(plan is not None for plan in plans.values())

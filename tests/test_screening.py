@@ -8,9 +8,11 @@ from torch import Tensor, nn
 
 from autoslim import Judge, MacCost, RacingJudge, ReuseJudge, Supernet, greedy_slim, trace
 from autoslim.errors import ConfigError
+from autoslim.scores import find_score
 from autoslim.screening import estimates, promising
 from autoslim.space import ChannelSpace, Widths
 from test_reuse import _supernet
+from test_sorting import Products
 
 
 def candidates_of(space: ChannelSpace, widths: Widths) -> dict[str, Widths]:
@@ -79,3 +81,20 @@ def test_what_cannot_be_screened_is_named() -> None:
         next(greedy_slim(supernet.space, ReuseJudge(supernet, batches, hits, screen=1), MacCost(supernet.space), "50%"))
     with pytest.raises(ConfigError, match="screen must be a whole number of at least 1"):
         RacingJudge(supernet, batches, screen=0)
+
+
+def test_weights_that_the_models_own_code_multiplies_and_parametrized_ones_are_read_once() -> None:
+    """Of each group that is read the estimate is the change of the readers; that of its writers is no part of it."""
+    torch.manual_seed(0)
+    net, images = Products(), torch.rand(8, 3, 8, 8)
+    net.conv, targets = nn.utils.parametrizations.weight_norm(net.conv), torch.randint(0, 4, (8,))
+    space = trace(net, images[:1]).with_choices(4, 2, 0.25)
+    full, score = space.full(), find_score("loss")
+    candidates = candidates_of(space, full)
+    found = estimates(Supernet(net, space), full, candidates, (images, targets), score)
+    score(net(images), targets).mean().backward()
+    for group, weight, dim in (("conv", net.one, 0), ("one", net.two, 1)):
+        assert weight.grad is not None
+        kept = candidates[group][group]
+        gone = (weight.detach() * weight.grad).movedim(dim, 0)[kept:].sum()
+        assert found[group] == pytest.approx(-float(gone), rel=1e-4)

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import math
 import random
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -17,18 +22,22 @@ from torch.utils.checkpoint import checkpoint
 import nets
 from autoslim import (
     Judge,
+    Recipe,
     Supernet,
+    SupernetRecipe,
     SwitchableNet,
     batch_statistics,
     evaluate,
     extract,
     recalibrate_batchnorm,
+    retrain,
     sandwich_backward,
     soft_cross_entropy,
     switch_backward,
     trace,
+    train_supernet,
 )
-from autoslim.errors import ConfigError, DataError, SpaceError, TrainError
+from autoslim.errors import AutoSlimError, ConfigError, DataError, SpaceError, TrainError
 from autoslim.slicing import gradients_in_place
 from autoslim.tracing import tensors_in
 
@@ -307,9 +316,11 @@ def _population(net: nn.Module, images: Tensor) -> dict[str, tuple[np.ndarray, n
     for name, module in net.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             found[name] = []
-            handles.append(
-                module.register_forward_pre_hook(lambda m, a, at=found[name]: at.append(a[0].detach().numpy()))
-            )
+
+            def hook(module: nn.Module, args: Any, kwargs: Any, at: list[np.ndarray] = found[name]) -> None:
+                at.append((*args, *kwargs.values())[0].detach().numpy())
+
+            handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
     net.eval()
     with torch.no_grad():
         net(images)
@@ -392,6 +403,60 @@ def test_recalibration_mends_a_narrow_net() -> None:
         recalibrate_batchnorm(subnet, [images])
         close = float((subnet(images) - wanted).abs().mean())
     assert close < 1e-9 < 0.01 < off
+
+
+class Recurrent(nn.Module):
+    """One BatchNorm layer is called twice, around two that are called once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.again = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.shared, self.one, self.two, self.last = (nn.BatchNorm2d(8) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.one(self.again(self.shared(self.first(x)).relu())).relu()
+        x = self.two(input=self.again(x)).relu()
+        return self.last(self.shared(self.again(x)).relu())
+
+
+def test_recalibration_does_not_depend_on_the_statistics_that_were_there() -> None:
+    torch.manual_seed(0)
+    one, images = Recurrent().double(), torch.randn(16, 3, 8, 8, dtype=torch.float64)
+    two = copy.deepcopy(one)
+    for layer in (two.shared, two.one, two.two, two.last):
+        layer.running_mean.fill_(math.nan)
+        layer.running_var.uniform_(3, 5)
+        layer.num_batches_tracked.fill_(7)
+    nets_after = []
+    for net in (one, two, two):
+        recalibrate_batchnorm(net, [images[:10], images[10:]])
+        nets_after.append({name: tensor.clone() for name, tensor in net.state_dict().items()})
+    for after in nets_after[1:]:
+        assert all(torch.equal(tensor, nets_after[0][name]) for name, tensor in after.items())
+    assert all(layer.track_running_stats for layer in (one.shared, one.one, one.two, one.last))
+    for name, (mean, variance) in _population(one, images).items():
+        if name in ("one", "two", "last"):  # those called once are exact, under the final statistics of the others
+            layer = one.get_submodule(name)
+            np.testing.assert_allclose(layer.running_mean.numpy(), mean, atol=1e-12)
+            np.testing.assert_allclose(layer.running_var.numpy(), variance, atol=1e-12, rtol=1e-12)
+
+
+def test_recalibration_that_fails_leaves_the_layers_that_it_did_not_reach() -> None:
+    net = Recurrent()
+    with torch.no_grad():
+        net.again.weight.fill_(math.inf)
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    with pytest.raises(DataError, match="layer 'shared' has no finite mean"):
+        recalibrate_batchnorm(net, [torch.randn(4, 3, 8, 8)])
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+    assert all(module.training for module in net.modules())
+
+
+def test_recalibration_under_another_default_device() -> None:
+    net, images = Recurrent(), torch.randn(4, 3, 8, 8)
+    with torch.device("meta"):
+        recalibrate_batchnorm(net, [images])
+    assert net.two.running_mean.any()
 
 
 # --- the judge ---------------------------------------------------------------------------------------------------
@@ -486,3 +551,188 @@ def test_gradients_in_place_are_for_backward_alone_and_nets_outside_have_all_of_
         loss = supernet(inputs, widths).square().sum()
     with pytest.raises(RuntimeError, match="appears to not have been used in the graph"):
         torch.autograd.grad(loss, [first])
+
+
+def _normed(*, freezes: bool = False, writes: bool = False) -> nn.Module:
+    """A net with BatchNorm that it keeps frozen, or that normalises its input in place."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1))
+            self.head = nn.Linear(8, 4)
+            self.mean = torch.zeros(1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x.sub_(0.5).div_(0.25) if writes else (x - 0.5) / 0.25
+            return self.head(nn.functional.dropout(self.body(x.clamp(-3, 3)).flatten(1), 0.5, self.training))
+
+        def train(self, mode: bool = True) -> Net:
+            super().train(mode)
+            if freezes:
+                self.body[1].eval()
+            return self
+
+        def _apply(self, fn: Any, *rest: Any, **named: Any) -> Net:
+            super()._apply(fn, *rest, **named)
+            self.mean = fn(self.mean)
+            return self
+
+        def get_extra_state(self) -> dict[str, int]:
+            return {"version": 1}
+
+        def set_extra_state(self, state: dict[str, int]) -> None:
+            assert state == {"version": 1}
+
+    torch.manual_seed(0)
+    return Net()
+
+
+def _some(count: int = 8) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return torch.rand(count, 3, 8, 8, generator=generator), torch.randint(0, 4, (count,), generator=generator)
+
+
+def test_what_a_model_does_about_modes_and_devices_and_its_state_it_does_for_its_supernet_too() -> None:
+    model, (images, targets) = _normed(freezes=True), _some()
+    supernet = Supernet(model, trace(model, images[:1]))
+    supernet.train()
+    assert supernet.training
+    assert model.training
+    assert not model.get_submodule("body.1").training, "the model keeps it frozen"
+    before = model.get_buffer("body.1.running_mean").clone()
+    list(train_supernet(supernet, [(images, targets)], SupernetRecipe(epochs=1, batch_size=8)))
+    assert torch.equal(model.get_buffer("body.1.running_mean"), before)
+    supernet.load_state_dict(model.state_dict())
+    assert supernet.state_dict().keys() == model.state_dict().keys()
+    both = nn.ModuleList([supernet])
+    both.load_state_dict(both.state_dict())
+    assert supernet.double() is supernet
+    assert model.mean.dtype == torch.float64
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_modes_of_a_model_and_of_its_supernet_are_one_and_evaluation_leaves_them(mode: bool) -> None:
+    model, (images, targets) = _normed(), _some()
+    supernet = Supernet(model, trace(model, images[:1]))
+    supernet.train(not mode)
+    model.train(mode)
+    assert supernet.training is mode
+    evaluate(supernet, [(images, targets)])
+    assert model.training is mode
+    assert copy.deepcopy(supernet).training is mode
+
+
+def test_a_model_that_writes_into_its_input_is_trained_like_one_that_does_not() -> None:
+    found, (images, targets), loss = [], _some(), nn.functional.cross_entropy
+    for writes in (False, True):
+        model, teacher = _normed(writes=writes).eval(), _normed(writes=writes).double()
+        teacher.load_state_dict(model.state_dict())
+        space = trace(model, images[:1].clone()).with_choices(bins=4, divisor=2)
+        given = images.clone()
+        losses = sandwich_backward(Supernet(model, space), given, targets, loss=loss, rng=random.Random(0))
+        switches = switch_backward(SwitchableNet(model, space, [1.0, 0.5]).eval(), given, targets, loss=loss)
+        assert torch.equal(given, images), "they are the user's"
+        recipe = Recipe(epochs=1, batch_size=8, lr=1e-9)
+        taught = retrain(model, [(images.clone(), targets)], recipe, teacher=teacher.float(), distill=1.0)
+        found.append([*losses.values(), *switches.values(), *(log.losses["loss"] for log in taught)])
+    assert found[1] == pytest.approx(found[0], rel=1e-5)
+
+
+@dataclass(frozen=True)
+class _Logits:
+    logits: Tensor
+    of: Any = None
+
+
+def test_what_narrow_nets_learn_from_is_detached_whatever_it_is_wrapped_in() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head = nn.Conv2d(3, 8, 3), nn.Linear(8, 4)
+
+        def forward(self, x: Tensor) -> _Logits:
+            logits = self.head(self.body(x).relu().mean((2, 3)))
+            return _Logits(logits, SimpleNamespace(again=[_Logits(logits)]))
+
+    images, targets = _some()
+    seen = []
+
+    def distill(output: _Logits, teacher: _Logits) -> Tensor:
+        seen.append(teacher.logits.requires_grad or teacher.of.again[0].logits.requires_grad)
+        assert output.logits.requires_grad
+        return soft_cross_entropy(output.logits, teacher.logits)
+
+    net = Net()
+    supernet = Supernet(net, trace(net, images[:1]))
+    loss = lambda output, targets: nn.functional.cross_entropy(output.logits, targets)  # noqa: E731
+    sandwich_backward(supernet, images, targets, loss=loss, distill=distill, rng=random.Random(0))
+    assert seen == [False, False, False]
+
+
+@pytest.mark.parametrize("ratios", [None, (0.25, 1.0)])
+def test_statistics_are_those_of_the_widest_net_alone_even_if_a_random_one_is_as_wide(ratios: Any) -> None:
+    model, (images, targets) = _normed(), _some()
+    supernet = Supernet(model.train(), trace(model, images[:1]).with_choices(bins=2, divisor=4))
+    rng = random.Random(0)
+    for _ in range(20):
+        sandwich_backward(supernet, images, targets, loss=nn.functional.cross_entropy, rng=rng, ratios=ratios)
+    assert int(model.get_buffer("body.1.num_batches_tracked")) == 20
+
+
+@pytest.mark.parametrize("kind", ["supernet", "S-Net"])
+def test_threads_that_run_subnets_side_by_side_leave_the_model_whole(kind: str) -> None:
+    model, (images, _) = _normed().eval(), _some()
+    space = trace(model, images[:1])
+    net: Any = Supernet(model, space) if kind == "supernet" else SwitchableNet(model, space, [1.0, 0.5, 0.25]).eval()
+    which = [space.uniform(ratio) if kind == "supernet" else ratio for ratio in (1.0, 0.5, 0.25)]
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items() if isinstance(tensor, Tensor)}
+    with torch.no_grad():
+        expected = [net(images, each) for each in which]
+
+    def serve(number: int) -> bool:
+        torch.set_num_threads(1)
+        with torch.no_grad():
+            at = [(number + turn) % 3 for turn in range(60)]
+            return all(torch.equal(net(images, which[each]), expected[each]) for each in at)
+
+    threads = torch.get_num_threads()
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # so that they meet
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            assert all(pool.map(serve, range(4)))
+    finally:
+        sys.setswitchinterval(interval)
+        torch.set_num_threads(threads)
+    after = {name: tensor for name, tensor in net.state_dict().items() if isinstance(tensor, Tensor)}
+    assert all(torch.equal(before[name], tensor) for name, tensor in after.items())
+    assert before.keys() == after.keys()
+    assert all(isinstance(parameter, nn.Parameter) for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("kind", [Supernet, partial(SwitchableNet, switches=[1.0, 0.5])])
+def test_replicas_of_data_parallel_are_refused(kind: Any) -> None:
+    model, (images, _) = _normed(), _some()
+    net = kind(model, trace(model, images[:1]))
+    with pytest.raises(SpaceError, match="use DistributedDataParallel"):
+        net._replicate_for_data_parallel()  # of nn.DataParallel, which needs GPUs
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        ({"image": 1, "label": 2}, r"batches are pairs \(inputs, targets\).*number 1 is a dict"),
+        ((1, 2, 3), "number 1 is a tuple of 3"),
+        ((np.zeros((8, 3, 8, 8)), torch.zeros(8)), "the inputs of batch 1 are a NumPy array"),
+        (
+            (torch.zeros(0, 3, 8, 8), torch.zeros(0, dtype=torch.long)),
+            "step 2 of epoch 1 got no samples: its batch is empty",
+        ),
+    ],
+)
+def test_batches_that_are_none_are_named_in_training(batch: Any, message: str) -> None:
+    model, some = _normed(), _some()
+    supernet = Supernet(model, trace(model, some[0][:1]))
+    with pytest.raises(AutoSlimError, match=message):
+        list(train_supernet(supernet, [some, batch], SupernetRecipe(epochs=1, batch_size=8)))

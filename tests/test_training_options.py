@@ -632,3 +632,61 @@ def test_alpha_divergence_has_its_gradients_clipped_unless_something_else_is_ask
     assert clip_value(distill="alpha", clip_value=0.5) == 0.5
     assert clip_value(distill="alpha", clip_value=None) is None
     assert clip_value() is clip_value(distill=True) is None
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_checkpointing_leaves_a_forward_that_was_put_in_place(place: int) -> None:
+    """As wrappers and hooks of others do; around a block, and around a sequence that would be run in pieces."""
+    blocks = nn.Sequential(*(Block(4) for _ in range(4)))
+    pieces = nn.Sequential(*(nn.Conv2d(4, 4, 1) for _ in range(12)))
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), blocks, pieces).double().eval()
+    wrapped, images = [blocks[1], pieces][place], batches(4, 1)[0][0]
+    own, calls = wrapped.forward, list[int]()
+
+    def forward(x: Tensor) -> Tensor:
+        calls.append(1)
+        result: Tensor = own(x)
+        return 2 * result
+
+    wrapped.forward = forward
+    expected = model(images)
+    with checkpointed(model):
+        calls.clear()
+        assert torch.equal(model(images), expected)
+        assert calls
+    assert vars(wrapped)["forward"] is forward
+    assert not any("forward" in vars(module) for module in model.modules() if module is not wrapped)
+    assert torch.equal(model(images), expected)
+
+
+class Normalised(nn.Module):
+    """Normalisation of every kind, and depthwise kernels that are made up of others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        weight_norm, spectral_norm = nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm
+        self.norms = nn.ModuleList(
+            [nn.LayerNorm([8, 6, 6]), nn.GroupNorm(2, 8), nn.InstanceNorm2d(8, affine=True), nn.RMSNorm([6, 6])]
+        )
+        self.deep = nn.ModuleList(
+            [
+                weight_norm(nn.Conv2d(8, 8, 3, padding=1, groups=8)),
+                spectral_norm(nn.ConvTranspose2d(8, 8, 3, padding=1, groups=8)),
+                nn.Conv2d(8, 16, 1, groups=8),
+            ]
+        )
+        self.grouped = weight_norm(nn.Conv2d(16, 8, 1, groups=4))
+        self.head = nn.Linear(8, 3)
+
+
+def test_weight_decay_spares_norms_with_a_shape_and_depthwise_kernels_under_a_parametrization() -> None:
+    model = Normalised()
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    decayed, _ = make_optimizer(model, Recipe(weight_decay=0.5)).param_groups
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    assert {names[id(p)] for p in decayed["params"]} == {
+        "grouped.parametrizations.weight.original0",
+        "grouped.parametrizations.weight.original1",
+        "head.weight",
+    }
+    assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers()), "no iteration was made"

@@ -30,9 +30,10 @@ def recalibrate_batchnorm(model: nn.Module, batches: Iterable[Any]) -> None:
     tuple of arguments or a mapping of keyword arguments. Of a pair whose second part is a tensor of whole numbers the
     first is taken, as of (images, labels) from a loader, unless the model cannot run without a second argument: one
     that it may be given goes in a mapping. Momentum, affine parameters, modes and everything else stay as they are.
-    Layers that are not reached, or keep no statistics, are left alone. Costs about half a forward pass per BatchNorm
-    layer. Raises `DataError` if statistics would not be finite. (US-Net, section 3.4, where the average over batches is
-    cumulative.)
+    Layers that are not reached, or keep no statistics, are left alone. A layer that is called several times is measured
+    over all its calls, while it, and what lies between them and is not measured yet, normalises by the batch: nothing
+    depends on the statistics that were there before. Costs about half a forward pass per BatchNorm layer. Raises
+    `DataError` if statistics would not be finite. (US-Net, section 3.4, where the average over batches is cumulative.)
 
     Of a `SwitchableNet` the private layers of its current switch are measured, and nothing else; `SpaceError` if its
     switches share their layers. A `Supernet` is measured at full width: statistics of another one are those of the net
@@ -50,16 +51,20 @@ def recalibrate_batchnorm(model: nn.Module, batches: Iterable[Any]) -> None:
     if not batches:
         raise DataError("recalibrate_batchnorm needs at least one batch of images")
     layers = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
-    momenta = {layer: layer.momentum for layer in layers}
+    tracked = {layer: layer.track_running_stats for layer in layers}
     lender = Lender()
     names = {module: name for name, module in model.named_modules()}
     try:
-        with evaluating(model), torch.no_grad():
-            for layer, calls in _execution_order(model, layers, batches[0], lender):
+        with evaluating(model), _named_lone_samples(), torch.no_grad():
+            order = _execution_order(model, layers, batches[0], lender)
+            for layer, _ in order:  # has no statistics yet, and so normalises by the batch; its buffers are left alone
+                layer.training, layer.track_running_stats = True, False
+            for layer, calls in order:
                 _measure(model, layer, names[layer], calls, batches, lender)
+                layer.training = False
     finally:
         for layer in layers:
-            layer.momentum = momenta[layer]
+            layer.track_running_stats = tracked[layer]
 
 
 def _recalibrate_switch(net: SwitchableNet, batches: Iterable[Any]) -> None:
@@ -97,12 +102,18 @@ def batch_statistics(model: nn.Module) -> Iterator[None]:
 
     Nothing is done about running statistics: run subnets through `Supernet` or `run_subnet`, which work on copies.
     """
+    with _named_lone_samples(), evaluating(model):
+        for module in model.modules():
+            if isinstance(module, _BatchNorm):
+                module.training = True
+        yield
+
+
+@contextmanager
+def _named_lone_samples() -> Iterator[None]:
+    """`DataError` where a batch has no statistics."""
     try:
-        with evaluating(model):
-            for module in model.modules():
-                if isinstance(module, _BatchNorm):
-                    module.training = True
-            yield
+        yield
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise
@@ -149,12 +160,15 @@ def _execution_order(
 
 def _measure(model: nn.Module, layer: _BatchNorm, name: str, calls: int, batches: list[Any], lender: Lender) -> None:
     """Pool mean and variance of what reaches `layer` over all batches (Chan et al. 1979), and store them."""
-    mean = square = torch.zeros((), dtype=torch.float64)
+    assert layer.running_mean is not None
+    assert layer.running_var is not None
+    mean = square = torch.zeros((), dtype=torch.float64, device=layer.running_mean.device)
     count, seen = 0, 0
 
-    def pool(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+    def pool(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
         nonlocal mean, square, count, seen
-        channels = args[0].detach().transpose(0, 1).flatten(1).double()  # (C, N * positions)
+        given = (*args, *kwargs.values())[0]
+        channels = given.detach().transpose(0, 1).flatten(1).double()  # (C, N * positions)
         size = channels.shape[1]
         shift = channels.mean(1) - mean
         total = count + size
@@ -164,16 +178,7 @@ def _measure(model: nn.Module, layer: _BatchNorm, name: str, calls: int, batches
         if seen == calls:
             raise _Reached
 
-    def start(device: torch.device) -> None:
-        nonlocal mean, square
-        mean, square = mean.to(device), square.to(device)
-
-    assert layer.running_mean is not None
-    assert layer.running_var is not None
-    start(layer.running_mean.device)
-    handle = layer.register_forward_pre_hook(pool)
-    # a layer that is called several times has no statistics of its own yet: it normalises each call by the batch's
-    layer.training, layer.momentum = calls > 1, 0.0
+    handle = layer.register_forward_pre_hook(pool, with_kwargs=True)
     try:
         for batch in batches:
             seen = 0
@@ -183,7 +188,6 @@ def _measure(model: nn.Module, layer: _BatchNorm, name: str, calls: int, batches
                 continue
     finally:
         handle.remove()
-        layer.training = False
     if not (count and mean.isfinite().all() and square.isfinite().all()):
         raise DataError(
             f"recalibrate_batchnorm: what reaches BatchNorm layer {name!r} has no finite mean and variance; look for "

@@ -28,13 +28,17 @@ def checkpointed(model: nn.Module) -> Iterator[None]:
     blocks = blocks_of(model)
     if not blocks:
         raise TrainError(f"checkpointing: {type(model).__name__} has no blocks of layers; set checkpointing=false")
+    own = [(block, vars(block).get("forward")) for block, _ in blocks]  # that of wrappers and hooks of others
     try:
         for block, forward in blocks:
             block.forward = _recomputed(block, forward)
         yield
     finally:
-        for block, _ in blocks:
-            del block.forward  # the class's own again
+        for block, before in own:
+            if before is None:
+                del block.forward  # the class's own again
+            else:
+                block.forward = before
 
 
 def blocks_of(model: nn.Module) -> list[tuple[nn.Module, Forward]]:
@@ -54,7 +58,12 @@ def blocks_of(model: nn.Module) -> list[tuple[nn.Module, Forward]]:
         is_called = type(module).forward is not nn.Module.forward  # lists and dictionaries of modules are not
         if 2 <= count <= limit and is_called and not is_root:
             found.append((module, module.forward))
-        elif type(module) is nn.Sequential and len(module) > limit and all(not any(m.children()) for m in module):
+        elif (
+            type(module) is nn.Sequential
+            and "forward" not in vars(module)  # it does nothing but run its layers
+            and len(module) > limit
+            and all(not any(m.children()) for m in module)
+        ):
             found.append((module, _in_pieces(module, limit)))
         else:
             for child in module.children():

@@ -24,11 +24,12 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from autoslim.calibrate import evaluating
 from autoslim.distributed import samples_of
 from autoslim.errors import AutoSlimError, ExportError, RunError, SpaceError
 from autoslim.files import write_whole
 from autoslim.models import build_model
-from autoslim.slicing import extract
+from autoslim.slicing import copy_module, extract
 from autoslim.space import ChannelSpace, Widths, a_space, as_widths
 from autoslim.switchable import SwitchableNet
 from autoslim.tracing import split_input
@@ -91,7 +92,7 @@ def save_subnet(
     record: dict[str, Any] = {"model": model, "model_args": dict(model_args or {})}
     if isinstance(subnet, SwitchableNet):
         space = subnet.space
-        record["switches"] = {name: dict(each) for name, each in subnet.switches.items()}
+        record["switches"] = {name: dict(as_widths(each)) for name, each in subnet.switches.items()}
         record["private"] = subnet.is_private
         text = json.dumps(record["switches"], indent=2)
     elif space is None or widths is None:
@@ -130,8 +131,8 @@ def _check_extracted(subnet: nn.Module, space: ChannelSpace, widths: Widths) -> 
 def load_subnet(directory: str | Path, model: nn.Module | Callable[[], nn.Module] | str | None = None) -> nn.Module:
     """The plain module or `SwitchableNet` saved in `directory`, bit-exact, in evaluation mode.
 
-    `model` is the original network, a function that builds it, or its name; by default it is the name saved with the
-    subnet, which imports the module that defines it and runs that function. Nothing is unpickled.
+    `model` is the original network, which stays as it is, a function that builds it, or its name; by default it is the
+    name saved with the subnet, which imports the module that defines it and runs that function. Nothing is unpickled.
     """
     path = Path(directory) / "model.safetensors"
     tensors, record = load_tensors(path)
@@ -158,7 +159,7 @@ def load_subnet(directory: str | Path, model: nn.Module | Callable[[], nn.Module
         raise ExportError(f"load_subnet needs the original network or a function that builds it, got {original!r}")
     try:
         subnet = (
-            SwitchableNet(original, space, switches, private=private)
+            SwitchableNet(copy_module(original, lambda _, tensor: tensor.clone()), space, switches, private=private)
             if widths is None
             else extract(original, space, widths)
         )
@@ -244,17 +245,13 @@ def _named(given: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def _exported(model: nn.Module, name: str, write: Callable[[Path], None], how: str) -> bytes:
     """What `write` leaves in a file of that name, with the network in evaluation mode; `ExportError` if it fails."""
-    training = model.training
-    model.eval()
     try:
-        with tempfile.TemporaryDirectory() as scratch, _silence():
+        with evaluating(model), tempfile.TemporaryDirectory() as scratch, _silence():
             beside = Path(scratch) / name
             write(beside)
             return beside.read_bytes()
     except Exception as error:  # whatever an exporter may raise: its classes are private to torch
         raise ExportError(f"{type(model).__name__} cannot be exported {how}: {_root(error)}") from error
-    finally:
-        model.train(training)
 
 
 @contextmanager
@@ -303,11 +300,8 @@ def verify_onnx(path: str | Path, model: nn.Module, images: Any, tolerance: floa
     tensors = [leaf for _, leaf in _named(bound.arguments) if isinstance(leaf, Tensor)]
     feed = {given.name: tensor.cpu().numpy() for given, tensor in zip(session.get_inputs(), tensors, strict=True)}
     actual = torch.from_numpy(session.run(None, feed)[0])
-    training = model.training
-    model.eval()
-    with torch.no_grad():
+    with evaluating(model), torch.no_grad():
         expected = model(*bound.args, **bound.kwargs).cpu()
-    model.train(training)
     difference = float((actual - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
     if not difference <= tolerance:
         raise ExportError(f"{path}: onnxruntime differs from PyTorch by {difference:.2g} of the largest output")

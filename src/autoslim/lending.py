@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -34,10 +35,51 @@ class Lender:
 
 def cloned(value: Any) -> Any:
     """The same with a copy of each tensor in it."""
-    return tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, value)
+    return with_tensors(value, lambda tensor: tensor.clone())
+
+
+def with_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """The same with `change` made of each tensor in it, in containers, dataclasses and plain objects.
+
+    Nothing that is given is written to.
+    """
+
+    def changed(leaf: Any) -> Any:
+        if isinstance(leaf, Tensor):
+            return change(leaf)
+        if next(_tensors_in(leaf, set()), None) is None:
+            return leaf
+        new = copy.copy(leaf)
+        if isinstance(new, MutableMapping):  # of a kind of its own; pytree knows the others
+            for key in list(new):
+                new[key] = with_tensors(new[key], change)
+        for name, entry in _attributes_of(new).items():
+            object.__setattr__(new, name, with_tensors(entry, change))  # of a frozen one too
+        return new
+
+    return tree_map(changed, value)
 
 
 def _versions(inputs: Any) -> list[int]:
     """How often each tensor was written to."""
-    tensors = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
-    return [tensor._version for tensor in tensors if not tensor.is_inference()]
+    return [tensor._version for tensor in _tensors_in(inputs, set()) if not tensor.is_inference()]
+
+
+def _tensors_in(value: Any, seen: set[int]) -> Iterator[Tensor]:
+    """Every tensor, once each; objects may refer to one another."""
+    for leaf in tree_leaves(value):
+        if id(leaf) in seen:
+            continue
+        seen.add(id(leaf))
+        if isinstance(leaf, Tensor):
+            yield leaf
+            continue
+        entries = [*_attributes_of(leaf).values()] + ([*leaf.values()] if isinstance(leaf, MutableMapping) else [])
+        for entry in entries:
+            yield from _tensors_in(entry, seen)
+
+
+def _attributes_of(value: Any) -> dict[str, Any]:
+    """What an object holds; nothing for classes, functions and modules, which are no data."""
+    is_data = hasattr(value, "__dict__") and not callable(value)
+    return dict(vars(value)) if is_data else {}

@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
 
 from autoslim.errors import AutoSlimError, ConfigError, nearest
 from autoslim.recipe import SCHEDULES, Recipe
@@ -25,6 +27,7 @@ _NO_OPTIMIZERS = {
     "sparseadam": "gradients are dense",
     "muon": "it takes matrices only, and networks have biases and kernels",
 }
+_NORMALISATION = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)  # _NormBase: of batches and of instances
 _KEPT = (torch.Tensor, int, float, bool, str, type(None))  # what a checkpoint can hold of an optimizer's state
 _PER_BATCH = ("OneCycleLR", "CyclicLR")  # the others of torch are stepped once per epoch, as in its documentation
 _FILLED_IN = ("T_max", "total_steps")  # of CosineAnnealingLR and OneCycleLR: how long the training is
@@ -73,17 +76,25 @@ def _unfit(recipe: Recipe, error: Exception) -> ConfigError:
 
 
 def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    depthwise = {
-        id(module.weight)
+    spared = {  # by layer: under a parametrization what a weight is made of has other names and shapes
+        id(parameter)
         for module in model.modules()
-        if isinstance(module, nn.modules.conv._ConvNd) and module.groups > 1 and module.weight.shape[1] == 1
+        if isinstance(module, _NORMALISATION) or _is_depthwise(module)
+        for parameter in module.parameters()
     }
     decayed: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     for parameter in model.parameters():
         if parameter.requires_grad:
-            (decayed if parameter.ndim > 1 and id(parameter) not in depthwise else others).append(parameter)
+            (decayed if parameter.ndim > 1 and id(parameter) not in spared else others).append(parameter)
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+
+
+def _is_depthwise(module: nn.Module) -> bool:
+    """Does each kernel see one channel, and are there several?"""
+    if not isinstance(module, _ConvNd):
+        return False
+    return 1 < module.groups == (module.out_channels if module.transposed else module.in_channels)
 
 
 def _build(groups: list[dict[str, Any]], recipe: Recipe) -> torch.optim.Optimizer:

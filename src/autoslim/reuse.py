@@ -32,6 +32,7 @@ from autoslim.tracing import Result, results_of, split_input, tensors_in
 _SAMPLES = 3  # so few that it is quick, and enough for statistics of a batch to be of use
 _OTHER_SAMPLES = 4  # what was found out on so many is proven on others: samples may be folded into an axis
 _EQUAL = 1e-9
+_SMALL = 1e-2  # far above what counts as equal, and no number that anything is computed from becomes another
 _WRITTEN = 10  # memory is slow: to write an element takes as long as about so many products
 
 
@@ -370,7 +371,7 @@ def _random_copy(model: nn.Module) -> nn.Module:
     def convert(name: str, tensor: Tensor) -> Tensor:
         if not tensor.is_floating_point():
             return tensor.clone()
-        draw = torch.rand(tensor.shape, generator=generator, dtype=torch.float64)
+        draw = torch.rand(tensor.shape, generator=generator, dtype=torch.float64, device="cpu")
         fan = max(1, tensor[0].numel()) if tensor.ndim > 1 else 1
         values = (2 * draw - 1) * (3 / fan) ** 0.5 if tensor.ndim > 1 else draw + 0.5  # scales and variances: positive
         return values.to(tensor.device)
@@ -384,7 +385,7 @@ def _few_random(leaf: Any, count: int) -> Any:
     few = leaf[:count]
     if not leaf.is_floating_point():
         return few
-    draw = torch.randn(few.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    draw = torch.randn(few.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64, device="cpu")
     return draw.to(leaf.device)
 
 
@@ -455,7 +456,9 @@ class _Comparing(_InOrder):  # type: ignore[no-untyped-call]
             result = self._as_before(index, func, args, kwargs)  # all it reads is as it was
         else:
             result = func(*args, **kwargs)
+            self._enliven(index, func, result)
             differs = differs or not self._is_slice(index, tree_leaves(result))
+            differs = differs or self._sums_up(index, func, (args, kwargs), result)
         leaves = tree_leaves(result)
         if self.first is not None:
             if differs:
@@ -506,6 +509,40 @@ class _Comparing(_InOrder):  # type: ignore[no-untyped-call]
         if func.is_view:
             return func(*args, **kwargs)
         return cloned(self.first.results[index])
+
+    def _enliven(self, index: int, func: Any, result: Any) -> None:
+        """Small numbers in place of zeros, the same for a channel at all widths.
+
+        A unit that is off for these few samples, as behind ReLU after pooling, would not be missed if it was cut.
+        """
+        if func.is_view:
+            return
+        leaves = (leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor))
+        for leaf, axes in zip(leaves, self.reuse.results[index].axes, strict=True):
+            if not leaf.is_floating_point() or not any(axis.groups for axis in axes):
+                continue
+            if leaf.shape != tuple(axis.kept(self.widths) for axis in axes):
+                continue
+            is_off = leaf == 0
+            if is_off.any():
+                generator = torch.Generator().manual_seed(index)
+                numbers = torch.zeros((), dtype=leaf.dtype, device=leaf.device)
+                for axis in axes:
+                    draw = torch.rand(axis.size, generator=generator, dtype=leaf.dtype, device="cpu").to(leaf.device)
+                    numbers = numbers.unsqueeze(-1) + cut(draw, (axis,), self.widths)
+                leaf.copy_(torch.where(is_off, _SMALL * (1 + numbers), leaf))
+
+    def _sums_up(self, index: int, func: Any, args: Any, result: Any) -> bool:
+        """Does it read something that was cut, and give nothing that was? It may depend on all of what it reads.
+
+        The largest of all channels is hardly ever one that was taken away.
+        """
+        if self.first is None or func.is_view:
+            return False
+        was = [shape for shape in self.first.reads[index] if isinstance(shape, torch.Size)]
+        now = [leaf.shape for leaf in tree_leaves(args) if isinstance(leaf, Tensor)]
+        before = [leaf.shape for leaf in tree_leaves(self.first.results[index]) if isinstance(leaf, Tensor)]
+        return was != now and before == [leaf.shape for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
 
     def _is_slice(self, index: int, leaves: Sequence[Any]) -> bool:
         """Are the results those of the first pass without the channels taken away?"""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from autoslim.errors import LatencyError, nearest
 from autoslim.export import export_onnx
+from autoslim.lending import Lender, cloned
 from autoslim.slicing import copy_module, extract
 from autoslim.space import Axis, ChannelSpace, Widths
 from autoslim.tables import LatencyOperator
@@ -84,7 +85,11 @@ def torch_threads(threads: int | None) -> Iterator[int]:
 
 
 class Prepared:
-    """A network made ready in a runtime for one input; `passes` times whole passes, `operators` their parts."""
+    """A network made ready in a runtime for one input; `passes` times whole passes, `operators` their parts.
+
+    A network that writes into its input gets a new copy for each pass, or values would run away; the time for that does
+    not count.
+    """
 
     def __init__(
         self, runtime: str, net: nn.Module, example_input: Any, threads: int, onnx: bytes | None = None
@@ -92,35 +97,46 @@ class Prepared:
         if runtime in ON_CPU:
             net, example_input = on_cpu(net), on_cpu(example_input)
         self.runtime, self.net, self.threads = runtime, net, threads
-        self.args, self.kwargs = split_input(example_input)
-        tensors = [leaf for leaf in tree_leaves((self.args, self.kwargs)) if isinstance(leaf, Tensor)]
+        with torch.inference_mode(False):  # tensors of that mode do not tell whether they are written to
+            self.inputs, self._lender = cloned(split_input(example_input)), Lender()
+        tensors = [leaf for leaf in tree_leaves(self.inputs) if isinstance(leaf, Tensor)]
         self.on_cuda = any(tensor.is_cuda for tensor in (*net.parameters(), *tensors))
         net.eval()
         if runtime in ON_CPU:
-            if len(tensors) != 1 or self.kwargs:
+            if len(tensors) != 1 or self.inputs[1]:
                 raise LatencyError(f"{runtime} is measured for networks of one tensor")
             self.onnx = onnx or onnx_bytes(net, tensors[0])
             self.feed = tensors[0].numpy()
         self._run = _RUNS[runtime](self)
 
+    @contextmanager
+    def lent(self) -> Iterator[tuple[tuple[Any, ...], Mapping[str, Any]]]:
+        """Arguments for one pass inside, which is one for inference."""
+        with torch.inference_mode(False), self._lender.lent(self.inputs) as own, torch.inference_mode():
+            yield own
+
     def passes(self, repeats: int, warmup: int = 2, seconds: float = 1.0) -> list[float]:
         """Milliseconds of each of `repeats` passes, fewer (but 3) once `seconds` are over."""
         found: list[float] = []
-        with torch.inference_mode(), torch_threads(self.threads):
+        with torch_threads(self.threads):
             for _ in range(warmup):
-                self._run()
+                self._pass()
             started = time.perf_counter()
             while len(found) < repeats and (len(found) < 3 or time.perf_counter() - started < seconds):
-                clock = _Clock(self.on_cuda)
-                clock.mark()
-                self._run()
-                clock.mark()
-                found += clock.between()
+                found += self._pass()
         return found
+
+    def _pass(self) -> list[float]:
+        clock = _Clock(self.on_cuda)
+        with self.lent() as (args, kwargs):
+            clock.mark()
+            self._run(*args, **kwargs)
+            clock.mark()
+        return clock.between()
 
     def operators(self, operators: Sequence[LatencyOperator], repeats: int) -> list[list[float]]:
         """Milliseconds of each operator, for each of some passes; empty if the runtime does not tell."""
-        with torch.inference_mode(), torch_threads(self.threads):
+        with torch_threads(self.threads):
             if self.runtime == "torch":
                 return _torch_operators(self, operators, repeats)
             if self.runtime == "onnxruntime":
@@ -154,30 +170,32 @@ class _Clock:
 # --- how each runtime runs a network -----------------------------------------------------------------------------
 
 
-def _eager(prepared: Prepared) -> Callable[[], Any]:
-    return lambda: prepared.net(*prepared.args, **prepared.kwargs)
+def _eager(prepared: Prepared) -> Callable[..., Any]:
+    return prepared.net
 
 
-def _compiled(prepared: Prepared) -> Callable[[], Any]:
+def _compiled(prepared: Prepared) -> Callable[..., Any]:
     torch.compiler.reset()  # else torch gives up compiling after eight nets of the same class
     compiled = torch.compile(prepared.net)
-    with torch.inference_mode(), torch_threads(prepared.threads):
-        _eager(prepared)()  # what fails here is the network's own
+    with torch_threads(prepared.threads):
+        with prepared.lent() as (args, kwargs):
+            prepared.net(*args, **kwargs)  # what fails here is the network's own
         try:
-            compiled(*prepared.args, **prepared.kwargs)
+            with prepared.lent() as (args, kwargs):
+                compiled(*args, **kwargs)
         except Exception as error:  # whatever a compiler may raise: its classes are private to torch
             first = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise LatencyError(
                 f"runtime 'torch.compile' cannot compile this network here ({first}); it needs a C++ compiler such as "
                 "g++ on a CPU, and triton on a GPU; or choose torch, onnxruntime or openvino"
             ) from error
-    return lambda: compiled(*prepared.args, **prepared.kwargs)
+    return compiled
 
 
-def _onnxruntime(prepared: Prepared) -> Callable[[], Any]:
+def _onnxruntime(prepared: Prepared) -> Callable[..., Any]:
     session = _session(prepared)
     feed = {session.get_inputs()[0].name: prepared.feed}
-    return lambda: session.run(None, feed)
+    return lambda *_: session.run(None, feed)
 
 
 def _session(prepared: Prepared, profile: Path | None = None) -> Any:
@@ -193,16 +211,16 @@ def _session(prepared: Prepared, profile: Path | None = None) -> Any:
     return onnxruntime.InferenceSession(prepared.onnx, options, providers=["CPUExecutionProvider"])
 
 
-def _openvino(prepared: Prepared) -> Callable[[], Any]:
+def _openvino(prepared: Prepared) -> Callable[..., Any]:
     import openvino
 
     core = openvino.Core()
     options = {"INFERENCE_NUM_THREADS": prepared.threads, "PERFORMANCE_HINT": "LATENCY"}
     compiled = core.compile_model(core.read_model(prepared.onnx), "CPU", options)
-    return lambda: compiled([prepared.feed])
+    return lambda *_: compiled([prepared.feed])
 
 
-_RUNS: dict[str, Callable[[Prepared], Callable[[], Any]]] = {
+_RUNS: dict[str, Callable[[Prepared], Callable[..., Any]]] = {
     "torch": _eager,
     "torch.compile": _compiled,
     "onnxruntime": _onnxruntime,
@@ -235,9 +253,10 @@ def _torch_operators(prepared: Prepared, operators: Sequence[LatencyOperator], r
         for _ in range(repeats):
             clock.moments.clear()
             fired.clear()
-            clock.mark()
-            prepared.net(*prepared.args, **prepared.kwargs)
-            clock.mark()
+            with prepared.lent() as (args, kwargs):
+                clock.mark()
+                prepared.net(*args, **kwargs)
+                clock.mark()
             if fired == expected:  # what comes before the first layer belongs to it
                 del clock.moments[1]
             elif fired != expected[1:]:
@@ -401,7 +420,7 @@ class OnnxNets:
 
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
-        image = torch.randn(self.example_input.shape, generator=torch.Generator().manual_seed(0))
+        image = torch.randn(self.example_input.shape, generator=torch.Generator().manual_seed(0), device="cpu")
         with suppress(Exception), torch.inference_mode():
             session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
             actual = torch.from_numpy(session.run(None, {session.get_inputs()[0].name: image.numpy()})[0])

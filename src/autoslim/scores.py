@@ -105,14 +105,20 @@ def pairs_of(batches: Any) -> Iterator[tuple[Any, Any]]:
     if not hasattr(batches, "__iter__"):
         raise DataError(f"batches are a list or loader of pairs (inputs, targets), got a {type(batches).__name__}")
     for number, batch in enumerate(batches):
-        if not isinstance(batch, (tuple, list)) or len(batch) != 2:
-            count = f" of {len(batch)}" if isinstance(batch, (tuple, list)) else ""
-            raise DataError(
-                f"batches are pairs (inputs, targets), as [(images, labels), ...]; number {number} is a "
-                f"{type(batch).__name__}{count}"
-            )
-        inputs, targets = batch
-        if isinstance(inputs, np.ndarray):
-            raise DataError(f"the inputs of batch {number} are a NumPy array; give torch.from_numpy of it")
+        inputs, targets = pair_of(batch, number)
         if count_of(inputs, targets):
             yield inputs, targets
+
+
+def pair_of(batch: Any, number: int) -> tuple[Any, Any]:
+    """A batch as (inputs, targets); `DataError` if it is none."""
+    if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+        count = f" of {len(batch)}" if isinstance(batch, (tuple, list)) else ""
+        raise DataError(
+            f"batches are pairs (inputs, targets), as [(images, labels), ...]; number {number} is a "
+            f"{type(batch).__name__}{count}"
+        )
+    inputs, targets = batch
+    if isinstance(inputs, np.ndarray):
+        raise DataError(f"the inputs of batch {number} are a NumPy array; give torch.from_numpy of it")
+    return inputs, targets

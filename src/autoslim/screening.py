@@ -7,8 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch import Tensor
 
 from autoslim.calibrate import batch_statistics
 from autoslim.errors import ConfigError
@@ -16,6 +15,7 @@ from autoslim.lending import cloned
 from autoslim.scores import Score, find_score
 from autoslim.slicing import run_subnet
 from autoslim.slim import rank
+from autoslim.sorting import output_dims
 from autoslim.space import ChannelSpace, Widths, check_whole
 from autoslim.supernet import Supernet, unwrapped
 from autoslim.tracing import split_input
@@ -78,14 +78,14 @@ def estimates(
         for (name, parameter), gradient in zip(parameters.items(), gradients, strict=True)
         if gradient is not None
     }
-    reads = _input_dims(model)
-    return {group: -_removed(products, space, reads, group, widths, narrow) for group, narrow in candidates.items()}
+    writes = output_dims(model, space)
+    return {group: -_removed(products, space, writes, group, widths, narrow) for group, narrow in candidates.items()}
 
 
 def _removed(
     products: Mapping[str, Tensor],
     space: ChannelSpace,
-    reads: Mapping[str, int],
+    writes: Mapping[str, int],
     group: str,
     widths: Widths,
     narrow: Widths,
@@ -99,20 +99,11 @@ def _removed(
                 continue
             gone = sorted({*axis.positions(widths)} - {*axis.positions(narrow)})
             value = float(product.index_select(dim, torch.tensor(gone, dtype=torch.long, device=product.device)).sum())
-            if reads.get(name) == dim:
+            if writes.get(name, dim) != dim:
                 reading, is_read = reading + value, True
             else:
                 writing += value
     return reading if is_read else writing
-
-
-def _input_dims(model: nn.Module) -> dict[str, int]:
-    """Along which dimension the weight of a layer has its inputs."""
-    dims = {}
-    for name, module in model.named_modules():
-        if isinstance(module, (_ConvNd, nn.Linear)):
-            dims[f"{name}.weight" if name else "weight"] = 0 if isinstance(module, _ConvTransposeNd) else 1
-    return dims
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -19,6 +20,10 @@ from autoslim.errors import SpaceError
 from autoslim.space import Axis, ChannelSpace
 
 Places = list[tuple[int, range | tuple[int, ...]]]
+
+# A subnet runs with its tensors in the places of the model's own. Another thread that looked for those then would find
+# the cut ones, and put them back for good; so one waits for the other. Plain modules, as `extract` gives, need none.
+alone = threading.RLock()
 
 
 def places_of(axes: tuple[Axis, ...], widths: Mapping[str, int]) -> Places:
@@ -227,24 +232,26 @@ def run_subnet(
 ) -> Any:
     """One forward pass of the subnet, under a `mode` of dispatch if there is one; the model's buffers stay as they are.
 
-    Tensors that are `given`, under their names in the model, are used in place of its own; they may change.
+    Tensors that are `given`, under their names in the model, are used in place of its own; they may change. Of several
+    threads one waits for the other.
 
     Raises `SpaceError` for widths that the space does not have.
     """
     space.check(widths)
-    owned = _owned(model)
-    tensors = _active(owned, space, widths, given or {})
+    with alone:
+        owned = _owned(model)
+        tensors = _active(owned, space, widths, given or {})
 
-    @contextmanager
-    def again() -> Iterator[None]:
-        """As it was, but for statistics, which were updated once."""
-        spare = {name: each if each.requires_grad else each.clone() for name, each in tensors.items()}
-        with active_attributes(model, space, widths), _in_place_of(owned, spare):
-            yield
+        @contextmanager
+        def again() -> Iterator[None]:
+            """As it was, but for statistics, which were updated once."""
+            spare = {name: each if each.requires_grad else each.clone() for name, each in tensors.items()}
+            with alone, active_attributes(model, space, widths), _in_place_of(owned, spare):
+                yield
 
-    active = active_attributes(model, space, widths), _in_place_of(owned, tensors)
-    with active[0], active[1], _computed_again(again), mode or nullcontext():
-        return model(*args, **(kwargs or {}))
+        active = active_attributes(model, space, widths), _in_place_of(owned, tensors)
+        with active[0], active[1], _computed_again(again), mode or nullcontext():
+            return model(*args, **(kwargs or {}))
 
 
 _RECOMPUTING = ("_checkpoint_without_reentrant_generator", "_checkpoint_without_reentrant_generator_impl")
@@ -316,12 +323,13 @@ def extract(model: nn.Module, space: ChannelSpace, widths: Mapping[str, int]) ->
     say what is true of it. Raises `SpaceError` if the widths or the model do not fit the space.
     """
     space.check(widths)
-    check_model(model, space)
 
     def shorten(name: str, tensor: Tensor) -> Tensor:
         return cut(tensor, space.parameters.get(name) or space.buffers.get(name) or (), widths).clone()
 
-    subnet = copy_module(model, shorten)
+    with alone:
+        check_model(model, space)
+        subnet = copy_module(model, shorten)
     for attribute in space.attributes:
         module = subnet.get_submodule(attribute.module)
         setattr(module, attribute.name, _like(getattr(module, attribute.name), attribute.value(widths)))

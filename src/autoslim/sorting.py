@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvTransposeNd
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from autoslim.calibrate import evaluating
 from autoslim.errors import ConfigError, SpaceError, nearest
+from autoslim.lending import cloned
 from autoslim.slicing import check_model, copy_module
-from autoslim.space import Axis, ChannelGroup, ChannelSpace, a_space
+from autoslim.space import Axis, ChannelGroup, ChannelSpace, Operation, a_space
 from autoslim.tracing import split_input, tensors_in
 
 _SAME = 1e-9  # of the largest output, in double precision
@@ -28,10 +30,11 @@ def sort_channels(
 ) -> tuple[str, ...]:
     """Put the most important channels of each group first, in place; what the model computes stays the same.
 
-    `importance`: "l1", the sum of the absolute weights that produce a channel (in all layers that do); "gamma", the
-    absolute scales of BatchNorm behind them; or scores (size,) by group, such as `first_order` gives. Pass the space as
-    it was traced: channels between two of its choices belong together and keep their order. Groups whose choices are
-    not equally far apart stay as they are, like those with no score; the names of the groups sorted are returned.
+    `importance`: "l1", the sum of the absolute weights that produce a channel (in all layers that do; under a
+    parametrization, of what it gives); "gamma", the absolute scales of BatchNorm behind them; or scores (size,) by
+    group, such as `first_order` gives. Pass the space as it was traced: channels between two of its choices belong
+    together and keep their order. Groups whose choices are not equally far apart stay as they are, like those with no
+    score; the names of the groups sorted are returned.
 
     With an `example_input` each group is sorted on a copy in double precision first, and left alone if that changes the
     output (a model that does something else with each channel by its number). Without one that is not looked at, and
@@ -52,8 +55,8 @@ def sort_channels(
         block = _block(group)
         if score is None or block is None:
             continue
-        order = score.detach().cpu().double().reshape(-1, block).sum(1).argsort(descending=True, stable=True)
-        ranks = (order[:, None] * block + torch.arange(block)).flatten().tolist()
+        order = score.detach().cpu().double().reshape(-1, block).sum(1).argsort(descending=True, stable=True).tolist()
+        ranks = [first * block + index for first in order for index in range(block)]
         orders = _orders(space, name, ranks)
         if orders is not None and (example_input is None or _is_harmless(model, orders, example_input)):
             _apply(model, orders)
@@ -98,7 +101,7 @@ def _given(importance: object, space: ChannelSpace) -> dict[str, Tensor]:
             raise SpaceError(f"importance of {name!r}: there is no such group; {nearest(str(name), space.groups)}")
         size = space.groups[name].size
         try:
-            found[name] = torch.as_tensor(given)
+            found[name] = torch.as_tensor(given, device="cpu")
         except (TypeError, ValueError, RuntimeError):
             raise SpaceError(f"importance of {name!r}: expected {size} numbers, got a {type(given).__name__}") from None
         if found[name].shape != (size,):
@@ -109,19 +112,63 @@ def _given(importance: object, space: ChannelSpace) -> dict[str, Tensor]:
 
 
 def _l1(model: nn.Module, space: ChannelSpace) -> dict[str, Tensor]:
-    return _summed(model, space, {name: parameter.detach().abs() for name, parameter in model.named_parameters()})
+    values: dict[tuple[str, str], tuple[str, Tensor]] = {}
+    with evaluating(model), torch.no_grad():  # in training mode spectral_norm goes on with its iteration
+        for name, parameter in model.named_parameters():
+            module, attribute = owner = _owner(name)
+            weight = getattr(model.get_submodule(module), attribute)
+            if weight.shape == parameter.shape:  # the one of its originals that is laid out like it
+                values[owner] = name, weight.abs()
+    return _summed(model, space, dict(values.values()))
+
+
+def _owner(parameter: str) -> tuple[str, str]:
+    """Of which attribute of which module a parameter is, or is made up under a parametrization."""
+    module, is_original, rest = f".{parameter}".rpartition(".parametrizations.")
+    if is_original:
+        return module.removeprefix("."), rest.partition(".")[0]
+    module, _, attribute = parameter.rpartition(".")
+    return module, attribute
+
+
+def output_dims(model: nn.Module, space: ChannelSpace) -> dict[str, int]:
+    """Along which dimension each weight has the channels that it produces; without those of which it cannot be told.
+
+    A layer says it by its class, a parameter that the model's own code multiplies by the products of the space.
+    """
+    dims = {}
+    for name, axes in space.parameters.items():
+        owner, _ = _owner(name)
+        module = model.get_submodule(owner)
+        if isinstance(module, (_ConvNd, nn.Linear)) and len(axes) > 1:
+            dims[name] = 1 if isinstance(module, _ConvTransposeNd) else 0
+        elif len(axes) > 1:
+            named = [op for op in space.operations if op.name in (owner, name.removesuffix(".weight"))]
+            found = {_produced(axes, op) for op in named if op.kind != "matmul"} - {None}
+            if len(found) == 1:
+                dims.update((name, dim) for dim in found if dim is not None)
+    return dims
+
+
+def _produced(axes: Sequence[Axis], product: Operation) -> int | None:
+    """Along which of the axes of a weight its outputs lie in a product; None if it has no part in it, or both may."""
+    groups, factors, outputs = (
+        frozenset[str]().union(*(axis.groups for axis in each)) for each in (axes, product.factors, product.outputs)
+    )
+    along = [dim for dim, axis in enumerate(axes) if axis.groups & outputs]
+    fixed = [dim for dim, axis in enumerate(axes) if not axis.groups]  # as the outputs of a classifier
+    if not groups <= factors or len(along) > 1:
+        return None
+    return next(iter((*along, *fixed)), None)
 
 
 def _summed(model: nn.Module, space: ChannelSpace, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Values of weights, summed over everything but the channels that they produce, by group."""
-    transposed = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, _ConvTransposeNd)}
-    scores: dict[str, Tensor] = {}
+    dims, scores = output_dims(model, space), dict[str, Tensor]()
     for name, value in values.items():
-        axis = 1 if name in transposed else 0
-        if value.ndim < 2 or name not in space.parameters:
-            continue
-        others = [dim for dim in range(value.ndim) if dim != axis]
-        _add(scores, space, space.parameters[name][axis], value.double().sum(others))
+        if name in dims:
+            others = [dim for dim in range(value.ndim) if dim != dims[name]]
+            _add(scores, space, space.parameters[name][dims[name]], value.double().sum(others))
     return scores
 
 
@@ -195,15 +242,20 @@ def _apply(model: nn.Module, orders: Mapping[tuple[str, int], list[int]]) -> Non
 
 def _is_harmless(model: nn.Module, orders: Mapping[tuple[str, int], list[int]], example_input: Any) -> bool:
     twin = copy_module(model, lambda _, t: t.to(torch.float64 if t.is_floating_point() else t.dtype, copy=True))
-    args, kwargs = torch.utils._pytree.tree_map(
+    inputs = torch.utils._pytree.tree_map(
         lambda leaf: leaf.double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf,
         split_input(example_input),
     )
+
+    def outputs() -> list[Tensor]:
+        args, kwargs = cloned(inputs)  # the model may change them
+        return [tensor.clone() for tensor in tensors_in(twin(*args, **kwargs))]
+
     twin.eval()
     with torch.no_grad():
-        before = [tensor.clone() for tensor in tensors_in(twin(*args, **kwargs))]
+        before = outputs()
         _apply(twin, orders)
-        after = list(tensors_in(twin(*args, **kwargs)))
+        after = outputs()
     return all(
         (one - other).abs().max() <= _SAME * other.abs().max().clamp_min(1e-300)
         for one, other in zip(after, before, strict=True)

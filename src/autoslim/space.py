@@ -22,12 +22,14 @@ from autoslim.errors import AutoSlimError, SpaceError, nearest
 
 
 class Widths(Mapping[str, int]):
-    """Group name -> number of channels kept; immutable and hashable."""
+    """Group name -> number of channels kept; immutable and hashable. Whole numbers of any kind become an `int`."""
 
     __slots__ = ("_hash", "_items")
 
     def __init__(self, items: Mapping[str, int] | Iterable[tuple[str, int]] = ()):
         self._items = dict(items)
+        if not _INT.issuperset(map(type, self._items.values())):
+            self._items = {name: _whole(width) for name, width in self._items.items()}
         self._hash: int | None = None
 
     def __getitem__(self, name: str) -> int:
@@ -116,7 +118,7 @@ class Span:
         if self.group is None:
             return self.size
         below = -((self.start - widths[self.group]) // self.step)  # ceil((width - start) / step)
-        return max(0, min(self.count, below)) * self.repeat
+        return max(0, min(self.count, int(below))) * self.repeat  # a dict of widths may have whole numbers of any kind
 
 
 @dataclass(frozen=True)
@@ -664,6 +666,15 @@ def as_number(value: object) -> float:
         return float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError, RuntimeError, OverflowError):
         return math.nan
+
+
+_INT = frozenset((int,))
+
+
+def _whole(width: Any) -> Any:
+    """A whole number of numpy, or 8.0, as an int; anything else as it is, for `ChannelSpace.check` to name."""
+    number = as_number(width)
+    return int(number) if number.is_integer() else width
 
 
 def check_whole(error: type[AutoSlimError], least: int = 1, **numbers: object) -> None:

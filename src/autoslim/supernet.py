@@ -4,21 +4,30 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from numbers import Real
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from autoslim.errors import SpaceError, TrainError
+from autoslim.lending import Lender, with_tensors
 from autoslim.losses import Backward, Loss, plain_backward, soft_cross_entropy
-from autoslim.slicing import check_model, gradients_in_place, run_subnet
+from autoslim.slicing import alone, check_model, gradients_in_place, run_subnet
 from autoslim.space import ChannelSpace, Widths
 from autoslim.tracing import split_input
 
+if TYPE_CHECKING:
+    from autoslim.switchable import SwitchableNet
+
 M = TypeVar("M", bound=nn.Module)
+
+NO_REPLICAS = (
+    "nn.DataParallel gives replicas whose tensors cannot be cut; use DistributedDataParallel, a process for each GPU"
+)
 
 
 class Supernet(nn.Module):
@@ -27,7 +36,8 @@ class Supernet(nn.Module):
     It shares the model's own modules, parameters and buffers, so `state_dict` keys, `parameters()`, `to` and `train`
     are the user's. Without widths, or at full widths, it is the user's model exactly. At other widths running
     statistics of the model are left alone; BatchNorm in evaluation mode then uses slices of the widest net's, which
-    suit no other width: see `recalibrate_batchnorm` and `Judge`.
+    suit no other width: see `recalibrate_batchnorm` and `Judge`. Of several threads one waits for the other; plain nets
+    of `extract` run side by side.
     """
 
     _model: nn.Module
@@ -40,9 +50,9 @@ class Supernet(nn.Module):
         self._buffers = model._buffers
         self._modules = model._modules
         self._non_persistent_buffers_set = model._non_persistent_buffers_set
-        self.training = model.training
         object.__setattr__(self, "_model", model)  # kept out of the tree: it is the tree
         self.space = space
+        self.lender = Lender()
         self._full = space.full()
 
     @property
@@ -50,24 +60,55 @@ class Supernet(nn.Module):
         """The user's model."""
         return self._model
 
-    def forward(self, inputs: Any, widths: Mapping[str, int] | None = None) -> Any:
+    def forward(self, inputs: Any, widths: Mapping[str, int] | None = None, *, updates_statistics: bool = True) -> Any:
         """Run at `widths` (default: the widest). `inputs`: a tensor, a tuple of arguments or a mapping of keywords.
 
-        Raises `SpaceError` for widths that the space does not have.
+        Without `updates_statistics` the widest net in training mode leaves running statistics alone, as others always
+        do. Raises `SpaceError` for widths that the space does not have.
         """
         args, kwargs = split_input(inputs)
         model = self._model
-        if widths is None or widths == self._full:
-            return model(*args, **kwargs)
+        if widths is None or (widths == self._full and updates_statistics):
+            with nullcontext() if torch.compiler.is_compiling() else alone:  # which cannot be compiled
+                return model(*args, **kwargs)
         if not isinstance(widths, Mapping):
             raise SpaceError(f"widths are a mapping of groups to channels, as space.uniform(0.5) gives, got {widths!r}")
         return run_subnet(model, self.space, widths, args, kwargs)
 
+    # what models say of themselves: a module that keeps BatchNorm frozen overrides `train`, and so on
+
+    @property
+    def training(self) -> bool:
+        """The mode of the model; of nn.Module an attribute."""
+        return self._model.training
+
+    @training.setter
+    def training(self, mode: bool) -> None:
+        if "_model" in vars(self):  # not yet while nn.Module is made
+            self._model.training = mode
+
     def train(self, mode: bool = True) -> Supernet:
-        """Set the mode of the model, and of this handle."""
-        super().train(mode)
-        self._model.training = mode
+        """Set the mode of the model."""
+        self._model.train(mode)
         return self
+
+    def _apply(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Supernet:
+        self._model._apply(fn, *args, **kwargs)  # type: ignore[no-untyped-call]
+        return self
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """That of the model."""
+        return self._model.state_dict(*args, **kwargs)
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Load that of the model."""
+        return self._model.load_state_dict(*args, **kwargs)
+
+    def _load_from_state_dict(self, *args: Any) -> None:  # of a module that this is a part of
+        self._model._load_from_state_dict(*args)
+
+    def _replicate_for_data_parallel(self) -> nn.Module:
+        raise SpaceError(NO_REPLICAS)
 
 
 def sandwich_backward(
@@ -106,14 +147,10 @@ def sandwich_backward(
     for index in range(num_random):
         widths = space.sample(rng) if ratios is None else space.uniform(rng.uniform(*ratios))
         students[f"random_{index + 1}"] = widths
-    nets = {"widest": widest, **students}
-    return backward_in_turn(
-        runs_of(supernet, own, {name: (images, widths) for name, widths in nets.items()}),
-        targets,
-        loss,
-        distill,
-        backward,
-    )
+    passes: dict[str, Arguments] = {"widest": ((widest,), {})}
+    for name, widths in students.items():  # one that is as wide as the widest by chance leaves no trace either
+        passes[name] = (widths,), {"updates_statistics": False} if widths == space.full() else {}
+    return backward_in_turn(runs_of(supernet, own, images, passes), targets, loss, distill, backward)
 
 
 def unwrapped(net: nn.Module, kind: type[M]) -> M:
@@ -127,13 +164,24 @@ def unwrapped(net: nn.Module, kind: type[M]) -> M:
     return own
 
 
-def runs_of(net: nn.Module, own: nn.Module, arguments: Mapping[str, tuple[Any, ...]]) -> dict[str, Callable[[], Any]]:
-    """A forward pass of `own` for each tuple of arguments, only the last by way of `net`, which may wrap it.
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]  # behind the inputs
 
-    DistributedDataParallel averages in the backward pass after its forward pass, all that has added up until then.
+
+def runs_of(
+    net: nn.Module, own: Supernet | SwitchableNet, inputs: Any, passes: Mapping[str, Arguments]
+) -> dict[str, Callable[[], Any]]:
+    """A forward pass of `own` for each arguments, only the last by way of `net`, which may wrap it.
+
+    DistributedDataParallel averages in the backward pass after its forward pass, all that has added up until then. A
+    model that writes into its inputs gets them anew in each pass.
     """
-    *before, last = arguments
-    return {name: partial(own, *arguments[name]) for name in before} | {last: partial(net, *arguments[last])}
+
+    def run(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        with own.lender.lent(inputs) as lent:
+            return module(lent, *args, **kwargs)
+
+    *before, last = passes
+    return {name: partial(run, own, *passes[name]) for name in before} | {last: partial(run, net, *passes[last])}
 
 
 def _check_range(ratios: object) -> None:
@@ -177,4 +225,4 @@ def backward_in_turn(
 
 
 def _detached(output: Any) -> Any:
-    return torch.utils._pytree.tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, output)
+    return with_tensors(output, lambda tensor: tensor.detach())

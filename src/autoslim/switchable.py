@@ -13,10 +13,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from autoslim.errors import SpaceError, nearest
+from autoslim.lending import Lender
 from autoslim.losses import Backward, Loss, plain_backward
-from autoslim.slicing import check_model, cut, extract, put_back, run_subnet
+from autoslim.slicing import alone, check_model, cut, extract, put_back, run_subnet
 from autoslim.space import ChannelSpace, Widths, name_of_ratio
-from autoslim.supernet import backward_in_turn, runs_of, unwrapped
+from autoslim.supernet import NO_REPLICAS, backward_in_turn, runs_of, unwrapped
 from autoslim.tracing import split_input
 
 Switches = Iterable[float] | Mapping[str, Widths]
@@ -33,6 +34,8 @@ class SwitchableNet(nn.Module):
     With `private=False` the switches share the model's own BatchNorm layers, running statistics too: the ablation of
     the paper, whose nets train well and fail in evaluation. Layers that are no BatchNorm are always shared.
 
+    Of several threads one waits for the other; the plain nets of `subnet` run side by side.
+
     The model is used as it is, not copied; its own BatchNorm layers are not, unless `private=False`, and are in neither
     `parameters()` nor `state_dict()`. Raises `SpaceError` for a ratio or widths that the space does not have.
     """
@@ -41,6 +44,7 @@ class SwitchableNet(nn.Module):
         super().__init__()
         check_model(model, space)
         self.space = space
+        self.lender = Lender()
         self.is_private = private
         self.switches = _named(space, switches)
         self.shared = model
@@ -90,13 +94,17 @@ class SwitchableNet(nn.Module):
         """Run at a switch (default: the one chosen). `inputs`: a tensor, a tuple of arguments or a mapping."""
         name = self._current if which is None else self._name(which)
         widths, (args, kwargs) = self.switches[name], split_input(inputs)
-        given = self.private_tensors(name) if self.is_private else self._shared_statistics(widths)
-        output = run_subnet(self.shared, self.space, widths, args, kwargs, given)
-        if not self.is_private and self.training:
-            buffers = dict(self.shared.named_buffers())
-            for key, tensor in given.items():
-                put_back(buffers[key], self.space.buffers[key], widths, tensor)
+        with alone:
+            given = self.private_tensors(name) if self.is_private else self._shared_statistics(widths)
+            output = run_subnet(self.shared, self.space, widths, args, kwargs, given)
+            if not self.is_private and self.training:
+                buffers = dict(self.shared.named_buffers())
+                for key, tensor in given.items():
+                    put_back(buffers[key], self.space.buffers[key], widths, tensor)
         return output
+
+    def _replicate_for_data_parallel(self) -> nn.Module:
+        raise SpaceError(NO_REPLICAS)
 
     def _shared_statistics(self, widths: Widths) -> dict[str, Tensor]:
         """Slices of the model's own running statistics, to be written back after a forward pass in training mode."""
@@ -179,7 +187,7 @@ def switch_backward(
     private layers of another): its gradients are averaged once, during the last backward pass.
     """
     own = unwrapped(net, SwitchableNet)
-    nets = runs_of(net, own, {name: (images, name) for name in own.switches})
+    nets = runs_of(net, own, images, {name: ((name,), {}) for name in own.switches})
     return backward_in_turn(nets, targets, loss, distill, backward)
 
 

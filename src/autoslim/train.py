@@ -20,10 +20,12 @@ from autoslim.checkpointing import checkpointed
 from autoslim.distributed import GradientAverage, samples_of, take_from_main, world
 from autoslim.ema import WeightAverage
 from autoslim.errors import RunError, TrainError
+from autoslim.lending import Lender
 from autoslim.losses import Backward, Loss, alpha_divergence, plain_backward, soft_cross_entropy
 from autoslim.memory import fitting_batch, is_out_of_memory
 from autoslim.optimizers import make_optimizer, make_schedule, state_of
 from autoslim.recipe import Recipe, RetrainRecipe, SupernetRecipe
+from autoslim.scores import pair_of
 from autoslim.supernet import Supernet, sandwich_backward
 from autoslim.switchable import SwitchableNet, switch_backward
 from autoslim.tracing import split_input
@@ -131,7 +133,8 @@ class Training:
             while True:
                 rng = self._random(number)
                 torch.manual_seed(rng.getrandbits(63))
-                group = list(islice(waiting, accumulate))
+                first = number * accumulate
+                group = [pair_of(batch, first + i) for i, batch in enumerate(islice(waiting, accumulate))]
                 if not group:
                     break
                 number += 1
@@ -189,6 +192,10 @@ class Training:
         buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()] if skipping else []
         losses: dict[str, float] = {}
         sizes = [samples_of(inputs) for inputs, _ in group]
+        if not sum(sizes):
+            raise TrainError(
+                f"step {self._current.steps + 1} of epoch {self.epoch + 1} got no samples: its batch is empty"
+            )
         state = rng.getstate()  # the batches of a step are one large batch: they run the same random nets
         is_too_large = False
         try:
@@ -533,14 +540,17 @@ def plain_step(
     loss = loss or hard_loss(recipe)
     if recipe.compile and recipe.checkpointing:
         raise TrainError("compile=true and checkpointing=true: torch.compile decides itself what to keep; choose one")
-    run = torch.compile(model) if recipe.compile else model
+    run, lender = torch.compile(model) if recipe.compile else model, Lender()
 
     def step(inputs: Any, targets: Any, rng: random.Random, backward: Backward = plain_backward) -> Mapping[str, float]:
-        args, kwargs = split_input(inputs)
-        output = run(*args, **kwargs)
+        is_taught = teacher is not None and weight > 0
+        with lender.lent(inputs) if is_taught else nullcontext(inputs) as own:
+            args, kwargs = split_input(own)
+            output = run(*args, **kwargs)
         total = loss(output, targets)
-        if teacher is not None and weight > 0:
-            with torch.no_grad(), evaluating(teacher):
+        if teacher is not None and is_taught:
+            with torch.no_grad(), evaluating(teacher), lender.lent(inputs) as own:
+                args, kwargs = split_input(own)
                 lesson = teacher(*args, **kwargs)
             total = (1 - weight) * total + weight * imitate(output, lesson)
         backward(total)
