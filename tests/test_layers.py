@@ -29,12 +29,12 @@ LAYERS = [
         "replay",
         "reuse",
         "scores",
+        "sorting",
         "screening",
         "chance",
         "race",
         "judge",
         "precision",
-        "sorting",
     ],
     [
         "importing",

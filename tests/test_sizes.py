@@ -41,6 +41,9 @@ def test_a_size_is_the_number_it_stands_for() -> None:
         (lambda n: n * 3, 36, [Fraction(3)]),
         (lambda n: 3 * n, 36, [Fraction(3)]),
         (lambda n: n // 4, 3, [Fraction(1, 4)]),
+        (lambda n: n >> 2, 3, [Fraction(1, 4)]),
+        (lambda n: n << 1, 24, [Fraction(2)]),
+        (lambda n: divmod(n, 4)[0], 3, [Fraction(1, 4)]),
         (lambda n: n * n, 144, [Fraction(12), Fraction(12)]),
         (lambda n: -n, -12, [Fraction(-1)]),
         (lambda n: n // 5, 2, []),  # does not divide: known only to be computed

@@ -37,6 +37,8 @@ def reasons(space: ChannelSpace) -> dict[str, str]:
         ("flattened", {"0.0": 6, "3": 20}),
         ("shared_layer", {"stem.0": 8}),
         ("layer_norm", {"stem": 8, "one": 24}),
+        ("rms_norm", {"embed": 8, "one": 12}),
+        ("expanded_and_joined", {"stem.0": 8, "local.0": 6, "pooled": 10, "head.0.0": 8}),
         ("group_norm", {"0": 12, "3": 6}),
         ("control_flow", {"stem.0": 8, "layers.0.0": 8, "layers.1.0": 8}),
         ("several_inputs", {"left.0": 8, "right.0": 6, "head.0.0": 8}),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import random
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +19,7 @@ from autoslim import ChannelSpace, MacCost, Supernet, extract, sort_channels, tr
 from autoslim.atoms import Mismatch
 from autoslim.errors import TraceError
 from autoslim.rules import _TABLE
+from autoslim.tracing import _unlike
 from grading import zeroed
 from nets import Case, Function, conv, head, image, randomise
 from test_laws import call, difference, some_widths
@@ -367,6 +370,260 @@ def test_an_index_into_channels_may_be_an_output() -> None:
     assert reasons(space) == {"body.0": "an index into channels is taken"}
 
 
+# --- indices, orders, spectra -------------------------------------------------------------------------------------
+
+
+def _unpooled(m: Any, y: Tensor) -> Tensor:
+    pooled, places = F.max_pool2d(y, 2, return_indices=True)
+    return F.max_unpool2d(m.more(pooled), places, 2)
+
+
+def _pooled_elsewhere(m: Any, y: Tensor) -> Tensor:
+    pooled, places = F.max_pool2d(y, 2, return_indices=True)
+    return m.more(y).flatten(2).gather(2, places.flatten(2)).reshape(pooled.shape)
+
+
+def _tokens(y: Tensor) -> Tensor:
+    return y.flatten(2)
+
+
+def _best(y: Tensor) -> Tensor:
+    return _tokens(y).max(2, keepdim=True).indices
+
+
+def _spread(m: Any, y: Tensor) -> Tensor:
+    places = m.places.expand(*y.shape[:2], -1)
+    return torch.zeros_like(_tokens(y)).scatter_add(2, places, _tokens(m.more(y))).reshape(y.shape)
+
+
+TIED: dict[str, Middle] = {
+    "gather": lambda m, y: _tokens(m.more(y)).gather(2, _best(y)).unsqueeze(3),
+    "take_along_dim": lambda m, y: torch.take_along_dim(_tokens(m.more(y)), _best(y), 2).unsqueeze(3),
+    "argmax": lambda m, y: _tokens(m.more(y)).gather(2, _tokens(y).argmax(2, keepdim=True)).unsqueeze(3),
+    "argsort": lambda m, y: y.gather(2, m.more(y).argsort(2)),
+    "places of a pooling": _pooled_elsewhere,
+    "unpooling": _unpooled,
+    "scatter_add": _spread,
+    "scatter": lambda m, y: _tokens(y).scatter(2, _best(m.more(y)), _tokens(y)).unsqueeze(3),
+    "scatter_reduce": lambda m, y: _tokens(y).scatter_reduce(2, _best(y), _tokens(m.more(y)), "amax").unsqueeze(3),
+    "index_add": lambda m, y: _tokens(y).index_add(2, m.places.flatten(), _tokens(m.more(y))).unsqueeze(3),
+    "index_copy": lambda m, y: _tokens(y).index_copy(2, m.places.flatten(), _tokens(m.more(y))).unsqueeze(3),
+    "complex": lambda m, y: torch.complex(y, m.more(y)).abs(),
+}
+
+
+@pytest.mark.parametrize("name", TIED)
+def test_channels_of_an_index_are_those_of_what_it_takes(name: str) -> None:
+    net, x = around(TIED[name], more=conv(8, 8))
+    net.register_buffer("places", torch.arange(63, -1, -1).view(1, 1, 64))
+    space = obeys_the_laws(net, x)
+    assert not reasons(space)
+    assert sizes(space) == {"stem.0": 8, "head.0.0": 6}
+    before = net(x.double())
+    sort_channels(net, space)
+    assert difference([net(x.double())], [before]) < 1e-9
+
+
+def test_an_index_of_fewer_channels_freezes_both_sides() -> None:
+    space = obeys_the_laws(*around(lambda m, y: _tokens(y).gather(2, _best(m.more(y)))[..., None], 5, more=conv(8, 5)))
+    assert sizes(space) == {"head.0.0": 6}
+    assert (
+        reasons(space)["stem.0"] == reasons(space)["more.0"] == "gather in the model's forward cannot follow the widths"
+    )
+
+
+def test_groups_of_one_size_are_proven_at_different_widths() -> None:
+    layers = [module for _ in range(6) for module in (conv(8, 8), nn.ReLU())]
+    space = trace(nn.Sequential(conv(3, 8), *layers, *head(8)), image())
+    assert sizes(space) == {"0.0": 8, **{f"{2 * i + 1}.0": 8 for i in range(6)}}
+    for seed in range(20):
+        assert len(set(_unlike(space, random.Random(seed)).values())) == 7
+    few = space.with_choices(2, 1, 0.5)
+    assert set(_unlike(few, random.Random(0)).values()) == set(next(iter(few.groups.values())).choices)
+
+
+@pytest.mark.parametrize(
+    "middle",
+    [
+        lambda m, y: y.sort(2)[0] * y.sort(-1).indices,
+        lambda m, y: _tokens(y).topk(5)[0].unsqueeze(3),
+        lambda m, y: (
+            y - _tokens(y).kthvalue(3, keepdim=True)[0][..., None] + _tokens(y).kthvalue(5)[0][..., None, None]
+        ),
+        lambda m, y: y - _tokens(y).median(-1)[0][..., None, None] + _tokens(y).nanmedian(-1)[0][..., None, None],
+        lambda m, y: F.fold(F.unfold(y, 3, padding=1), y.shape[2:], 3, padding=1),
+        lambda m, y: torch.fft.irfft2(torch.fft.rfft2(y) * torch.view_as_complex(m.filter), s=y.shape[2:]),
+        lambda m, y: torch.fft.fft2(y).real + torch.fft.ifft2(y, norm="ortho").imag,
+        lambda m, y: torch.view_as_real(y * 1j).flatten(3),
+        lambda m, y: torch.polar(y.abs(), y).real,
+        lambda m, y: F.logsigmoid(y),
+        lambda m, y: F.conv2d(y, torch.fft.irfft2(torch.fft.rfft2(m.weight), s=(3, 3)).sort(3)[0], padding=1),
+    ],
+)
+def test_operators_along_the_map_leave_channels_free(middle: Middle) -> None:
+    modules = {"filter": nn.Parameter(torch.randn(8, 8, 5, 2)), "weight": nn.Parameter(torch.randn(8, 8, 3, 3))}
+    space = obeys_the_laws(*around(middle, **modules))
+    assert {"stem.0", "head.0.0"} <= set(space.groups)
+    assert set(reasons(space).values()) <= {UNUSED}
+    assert not space.mixing
+
+
+@pytest.mark.parametrize(
+    ("middle", "operator"),
+    [
+        (lambda m, y: y.sort(1)[0], "sort"),
+        (lambda m, y: y.topk(8, 1)[0], "topk"),
+        (lambda m, y: torch.fft.fft(y, dim=1).real, "_fft_r2c"),
+        (lambda m, y: y.roll(y.shape[1] // 2, 1), "roll"),  # half of what is kept: some widths would happen to line up
+        (lambda m, y: F.conv2d(y, m.weight.sort(0)[0]), "sort"),
+    ],
+)
+def test_operators_along_the_channels_freeze_them(middle: Middle, operator: str) -> None:
+    space = obeys_the_laws(*around(middle, weight=nn.Parameter(torch.randn(8, 8, 1, 1))))
+    assert len(space.groups) < 3
+    assert f"{operator} in the model's forward cannot follow the widths" in reasons(space).values()
+
+
+@pytest.mark.parametrize("is_masked", [False, True])
+def test_deformable_convolutions_are_producers(is_masked: bool) -> None:
+    ops = pytest.importorskip("torchvision").ops
+    net, x = around(
+        lambda m, y: m.body(y, m.offset(y), m.mask(y).sigmoid() if is_masked else None),
+        10,
+        body=ops.DeformConv2d(8, 10, 3, padding=1),
+        offset=nn.Conv2d(8, 18, 3, padding=1),
+        mask=nn.Conv2d(8, 9, 3, padding=1),
+    )
+    space = obeys_the_laws(net, x, is_counted=False)  # torch does not count it
+    assert sizes(space) == {"stem.0": 8, "body": 10, "head.0.0": 6}
+    widths = space.full().replaced("body", 5)
+    saved = 64 * 2 * (9 * 8 * 5 + 9 * 5 * 6)
+    assert MacCost(space)(space.full()) - MacCost(space)(widths) == saved
+    assert extract(net, space, widths).body.out_channels == 5
+
+
+@pytest.mark.parametrize(
+    "ending",
+    [lambda y: (y * (1 + 0j)).real, lambda y: torch.view_as_real(y * 1j), lambda y: y.clone(), lambda y: y.detach()],
+)
+def test_output_channels_stay_whatever_the_network_ends_in(ending: Callable[[Tensor], Tensor]) -> None:
+    net = Function(lambda m, x: ending(m.last(m.stem(x).mean((2, 3)))), stem=conv(3, 8), last=nn.Linear(8, 5))
+    space = obeys_the_laws(net, image())
+    assert sizes(space) == {"stem.0": 8}
+    assert [note.name for note in space.notes] == ["last"]
+
+
+def test_an_operator_that_gives_another_shape_than_usual_freezes_what_enters(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(_TABLE, "median", _TABLE["clone"])
+    space = obeys_the_laws(*around(lambda m, y: y - y.median()))
+    assert sizes(space) == {"head.0.0": 6}
+    assert reasons(space)["stem.0"].startswith("a result of another shape in the operator median is not understood")
+
+
+# --- numbers that count channels ------------------------------------------------------------------------------------
+
+
+def test_a_stored_number_that_counts_channels_and_pixels_freezes_the_channels() -> None:
+    def middle(m: Any, y: Tensor) -> Tensor:
+        y = _tokens(y).reshape(-1, m.size, 8, 8)
+        return F.interpolate(y, size=(m.size, m.size))
+
+    net, x = around(middle)
+    net.size = 8
+    space = obeys_the_laws(net, x)
+    assert sizes(space) == {"head.0.0": 6}
+    expected = "upsample_nearest2d in the model's forward gives 7 in place of 8 along an axis that has no channels"
+    assert reasons(space)["stem.0"] == f"the network does not run when it is cut: {expected}"
+
+
+@pytest.mark.parametrize(
+    "cut", [lambda m, y: y.narrow(1, m.k, m.rest), lambda m, y: torch.narrow(y, 1, m.k, length=m.rest)]
+)
+def test_a_part_narrowed_up_to_the_end_is_that_of_a_split(cut: Middle) -> None:
+    net, x = around(lambda m, y: torch.cat([m.more(y.narrow(1, 0, m.k)), cut(m, y)], 1), more=conv(3, 3))
+    net.k, net.rest = 3, 5
+    assert sizes(obeys_the_laws(net, x)) == {"stem.0": 3, "stem.0#2": 5, "more.0": 3, "head.0.0": 6}
+
+
+def test_a_constant_length_up_to_the_end_is_named() -> None:
+    net, x = around(lambda m, y: torch.cat([m.more(y.narrow(1, 0, m.k)), y.narrow(1, m.k, 5)], 1), more=conv(3, 3))
+    net.k = 3
+    space = obeys_the_laws(net, x)
+    assert sizes(space) == {"stem.0": 3, "more.0": 3, "head.0.0": 6}
+
+
+@pytest.mark.parametrize("half", [lambda c: c >> 1, lambda c: divmod(c, 2)[0]])
+def test_halves_of_channels_however_they_are_computed(half: Callable[[int], int]) -> None:
+    space = obeys_the_laws(*around(lambda m, y: y[:, : half(y.shape[1])] * y[:, half(y.shape[1]) :].sigmoid(), 4))
+    assert len(space.groups["stem.0"].choices) == 4
+
+
+SCALED: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "power": lambda m, a: a * m.head_dim**-0.5,
+    "root": lambda m, a: a / math.sqrt(m.head_dim),
+    "quotient": lambda m, a: a / m.head_dim,
+    "constant": lambda m, a: a * 0.5,
+}
+
+
+@pytest.mark.parametrize("name", SCALED)
+def test_a_number_computed_from_an_attribute_that_follows_mixes(name: str) -> None:
+    def attention(m: Any, y: Tensor) -> Tensor:
+        b, n, _ = (tokens := _tokens(y).transpose(1, 2)).shape
+        q, k, v = m.qkv(tokens).reshape(b, n, 3, m.heads, m.head_dim).permute(2, 0, 3, 1, 4)
+        weights = SCALED[name](m, q @ k.transpose(-2, -1)).softmax(-1)
+        return m.project((weights @ v).transpose(1, 2).reshape(b, n, m.heads * m.head_dim)).mean(1)[..., None, None]
+
+    net, x = around(attention, qkv=nn.Linear(8, 24), project=nn.Linear(8, 8))
+    net.heads, net.head_dim = 2, 4
+    space = obeys_the_laws(net, x)
+    assert "qkv" in space.groups
+    assert bool(space.mixing) == (name != "constant")
+
+
+class _Adapted(nn.Module):
+    def __init__(self, width: int, out: int) -> None:
+        super().__init__()
+        self.base, self.down, self.up = nn.Linear(width, out), nn.Linear(width, 2), nn.Linear(2, out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.base.weight + self.up.weight @ self.down.weight, self.base.bias)
+
+
+@pytest.mark.parametrize("layer", [_Adapted(8, 6), parametrizations.orthogonal(nn.Linear(8, 6))])
+def test_numbers_in_a_layer_say_its_shape_whoever_uses_its_weight(layer: nn.Module) -> None:
+    net = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), layer, nn.ReLU(), nn.Linear(6, 3))
+    space = trace(net, torch.randn(4, 5))
+    subnet = extract(net, space, space.uniform(0.5))
+    inner = getattr(subnet[2], "base", subnet[2])
+    assert (inner.out_features, inner.in_features) == tuple(inner.weight.shape)
+    assert inner.in_features == 4
+
+
+# --- lone channels --------------------------------------------------------------------------------------------------
+
+
+class _Mixer(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.stem = nn.Conv1d(1, channels, 3, padding=1)
+        self.tokens = nn.Sequential(nn.Linear(16, 10), nn.ReLU(), nn.Linear(10, 16))
+        self.last = nn.Linear(channels, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).transpose(1, 2)
+        x = x + self.tokens(x.transpose(1, 2)).transpose(1, 2)
+        return self.last(x.mean(1))
+
+
+def test_a_map_of_one_channel_may_be_transposed() -> None:
+    x = torch.randn(2, 1, 16)
+    assert sizes(obeys_the_laws(_Mixer(1), x)) == {"tokens.0": 10}
+    space = trace(net := _Mixer(4), x)
+    narrow = extract(net, space, space.full().replaced("stem", 1))
+    assert sizes(obeys_the_laws(narrow, x)) == {"tokens.0": 10}
+
+
 # --- true reasons ---------------------------------------------------------------------------------------------------
 
 
@@ -398,8 +655,7 @@ def test_of_a_layer_that_is_used_otherwise_the_parameter_is_named() -> None:
 @pytest.mark.parametrize(
     ("use", "operator"),
     [
-        (lambda weight: weight.sort(0)[0], "sort"),
-        (lambda weight: torch.fft.irfft2(torch.fft.rfft2(weight), s=(3, 3)), "_fft_r2c"),
+        (lambda weight: weight.cummin(0)[0], "cummin"),
         (lambda weight: (weight * 2).cummax(0)[0] + 1, "cummax"),
     ],
 )
@@ -417,14 +673,14 @@ def test_an_operator_that_a_weight_does_not_pass_is_named(use: Callable[[Tensor]
 
 def test_of_a_linear_layer_too() -> None:
     net = Function(
-        lambda m, x: m.head(F.linear(m.stem(x).mean((2, 3)), m.body.weight.sort(0)[0], m.body.bias)),
+        lambda m, x: m.head(F.linear(m.stem(x).mean((2, 3)), m.body.weight.cummin(0)[0], m.body.bias)),
         stem=nn.Sequential(conv(3, 8), conv(8, 8)),
         body=nn.Linear(8, 6),
         head=nn.Linear(6, 5),
     )
     space = obeys_the_laws(net, image())
     assert sizes(space) == {"stem.0.0": 8}
-    assert reasons(space)["body"].startswith("the operator sort is not understood")
+    assert reasons(space)["body"].startswith("the operator cummin is not understood")
 
 
 class _Closed(nn.Module):

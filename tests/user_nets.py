@@ -570,3 +570,43 @@ def deviations_of_groups() -> Case:
         return net.head(x)
 
     return Function(forward, stem=conv(3, 8), head=nn.Sequential(*head(8))), image()
+
+
+@case(zeroable=False)
+def rms_norm() -> Case:
+    """With and without a scale, as a layer and as a function."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        x = m.embed(x)
+        x = x + m.two(m.one(m.norm(x)).relu())
+        return m.last(F.rms_norm(m.bare(x), x.shape[-1:]))
+
+    net = Function(
+        forward,
+        embed=nn.Linear(5, 8),
+        norm=nn.RMSNorm(8),
+        bare=nn.RMSNorm(8, elementwise_affine=False),
+        one=nn.Linear(8, 12),
+        two=nn.Linear(12, 8),
+        last=nn.Linear(8, 3),
+    )
+    return net, torch.randn(2, 7, 5)
+
+
+@case()
+def expanded_and_joined() -> Case:
+    """Image features (ASPP), global features (PointNet): one place, expanded to all, beside those of each place."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        x = m.stem(x)
+        pooled = m.pooled(x.mean((2, 3), keepdim=True)).relu().expand(-1, -1, *x.shape[2:])
+        return m.head(torch.cat([m.local(x), pooled], 1))
+
+    net = Function(
+        forward,
+        stem=conv(3, 8),
+        local=conv(8, 6),
+        pooled=nn.Conv2d(8, 10, 1),
+        head=nn.Sequential(conv(16, 8), *head(8)),
+    )
+    return net, image()

@@ -6,7 +6,7 @@ import itertools
 import sys
 import traceback
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -83,6 +83,7 @@ class Recorder:
     renumbers: bool = False
     could_renumber: bool = False
     mixing: dict[str, None] = field(default_factory=dict)  # operators that see all channels at once, in the order met
+    arithmetic: list[tuple[str, AttributeSource]] = field(default_factory=list)  # numbers that are computed with
     ordered: list[tuple[str, Labels]] = field(default_factory=list)  # operators for which the order of these matters
     is_free: Callable[[str], bool] = lambda name: False  # layers whose channels pass through what has no rule
     freed: list[Labels] = field(default_factory=list)
@@ -93,6 +94,8 @@ class Recorder:
     trail: list[tuple[str, str]] = field(default_factory=list)  # operators that saw channels, and their modules
     trains_alike: bool = False  # channels go through the same operators in training and in evaluation
     outputs: list[tuple[str, list[Made]]] = field(default_factory=list)  # operators, and the results of each
+    # in the proof, what operators gave in the capture: name, shape and labels, in order
+    expected: Iterator[tuple[str, tuple[int, ...], Sequence[Labels | None]]] = field(default_factory=lambda: iter(()))
     axes: dict[str, list[Labels | None]] = field(default_factory=dict)
     operations: list[RawOperation] = field(default_factory=list)
     attributes: dict[tuple[str, str], tuple[tuple[Labels, ...], bool]] = field(default_factory=dict)
@@ -409,11 +412,11 @@ class Recorder:
             return False
         candidates = [(source, factor) for source, factor in number.sources if self._can_vary(source)]
         for source, factor in candidates:
-            known, wanted = self._known(source), self._scaled(labels, factor)
+            known, wanted = self.counted_by(source), self._scaled(labels, factor)
             if known is not None and wanted is not None and self._same_classes(known, wanted):
                 return True
         # of several factors of a product, the one that is known to follow already is the likelier
-        for source, factor in sorted(candidates, key=lambda pair: self._known(pair[0]) is None):
+        for source, factor in sorted(candidates, key=lambda pair: self.counted_by(pair[0]) is None):
             wanted = self._scaled(labels, factor)
             if wanted is not None and len(wanted) == self._length(source):
                 self._follows(source, wanted)
@@ -429,8 +432,13 @@ class Recorder:
 
     def made_a_number(self, size: Size) -> None:
         """What is computed from a number of channels differs when some are cut from when they are zero."""
-        if self._counts_an_axis(size):
-            self.mixing.setdefault(f"the number of channels enters the arithmetic at {line_of_the_user()}")
+        if size.sources:
+            text = f"the number of channels enters the arithmetic at {line_of_the_user()}"
+            if self._counts_an_axis(size):
+                self.mixing.setdefault(text)
+            else:  # whether a number kept in an attribute follows is known at the end
+                kept = [source for source, _ in size.sources if isinstance(source, AttributeSource)]
+                self.arithmetic += [(text, source) for source in kept]
 
     def _counts_an_axis(self, number: Size) -> bool:
         return any(isinstance(source, AxisSource) and self._can_vary(source) for source, _ in number.sources)
@@ -465,7 +473,7 @@ class Recorder:
     def _can_vary(self, source: Source) -> bool:
         return isinstance(source, AttributeSource) or self.is_labelled(source.tensor, source.axis)
 
-    def _known(self, source: Source) -> Labels | None:
+    def counted_by(self, source: Source) -> Labels | None:
         """Labels that a source follows, if it is known to follow any."""
         if isinstance(source, AxisSource):
             return self.vector(source.tensor, source.axis)
@@ -483,7 +491,7 @@ class Recorder:
         if isinstance(source, AxisSource):
             self.tie_labels((source.tensor, source.axis), labels)
             return
-        known = self._known(source)
+        known = self.counted_by(source)
         if known is not None:
             self.merge(known, labels)
             return

@@ -49,11 +49,19 @@ _CONSTANT_SIZE = "write -1 or a size taken from a tensor's shape, or keep the si
 
 
 @_rule(
-    *("permute", "transpose", "t", "numpy_T", "movedim", "unsqueeze", "squeeze", "flip", "roll", "rot90", "swapaxes"),
+    *("permute", "transpose", "t", "numpy_T", "movedim", "unsqueeze", "squeeze", "flip", "rot90", "swapaxes"),
     *("repeat_interleave", "unfold", "pixel_unshuffle"),
 )
 def _layout(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     _laid_out(rec, func, args, kwargs, out, None)
+
+
+@_rule("roll")
+def _roll(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    source, dims = _bind(func, args, kwargs, "self", "dims")
+    # channels that wrap round would be others
+    rec.pin_axes(source, [dim % source.ndim for dim in dims] or range(source.ndim))
+    _same(rec, func, args, kwargs, out)
 
 
 @_rule("pixel_shuffle")
@@ -130,9 +138,10 @@ def _laid_out(
             rec.pin_labels(labels)  # flattened into an axis without elements: with other values there may be some
             continue
         if found is None:
-            # a single class along the whole axis: it cannot be said which axis carries it now
-            loose = loose or len(labels) == 1 or rec.atoms.is_settled
-            if not loose:
+            # a single class along the whole axis: it cannot be said which axis carries it now. A lone channel of the
+            # whole net stays, and has no labels in the proof either; one that is left of several may be anywhere
+            loose = loose or rec.atoms.is_settled
+            if not loose and len(labels) > 1:
                 rec.pin_labels(labels, f"all of its channels are tied to each other by {rec.where}")
         elif after[found[0]] is None:
             after[found[0]] = found[1]
@@ -209,8 +218,8 @@ def _expand(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, A
     after: list[Labels | None] = [None] * out.ndim
     for axis, size in enumerate(out.shape):
         labels = before[axis - new] if axis >= new else None
-        if axis >= new and source.shape[axis - new] == size and size > 1:
-            if labels is not None and not rec.follow(given[axis], labels):
+        if axis >= new and source.shape[axis - new] == size:
+            if labels is not None and size > 1 and not rec.follow(given[axis], labels):
                 rec.pin_labels(labels, f"{rec.where} has the constant size {size}", _CONSTANT_SIZE)
             after[axis] = labels
         elif size > 1:
@@ -219,15 +228,33 @@ def _expand(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, A
 
 
 @_rule(
-    *("clone", "contiguous", "detach", "alias", "_to_copy", "to", "lift_fresh", "lift", "positive", "view_as_real"),
+    *("clone", "contiguous", "detach", "alias", "_to_copy", "to", "lift_fresh", "lift", "positive"),
     *("_conj", "resolve_conj", "resolve_neg", "zero", "fill", "bernoulli", "uniform", "normal"),
     *("zeros_like", "ones_like", "empty_like", "full_like"),
     *("rand_like", "randn_like", "randint_like", "exponential", "random"),
 )
 def _same(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-    if out is not args[0] and out.shape == args[0].shape:
-        rec.inherit(args[0], out)
-        rec.set(out, rec.labels(args[0]))
+    source = next((arg for arg in args if isinstance(arg, Tensor)), None)
+    if source is None:  # `normal` of two numbers
+        _factory(rec, func, args, kwargs, out)
+    elif out is not source:
+        if out.shape != source.shape:
+            raise Unsupported("a result of another shape")
+        rec.inherit(source, out)
+        rec.set(out, rec.labels(source))
+
+
+@_rule("view_as_real")
+def _as_real(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    rec.inherit(args[0], out)
+    rec.set(out, [*rec.labels(args[0]), None])
+
+
+@_rule("view_as_complex")
+def _as_complex(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    rec.pin_axes(args[0], [args[0].ndim - 1])
+    rec.inherit(args[0], out)
+    rec.set(out, rec.labels(args[0])[:-1])
 
 
 @_rule("tril", "triu")
@@ -301,6 +328,9 @@ def _bounded(rec: Recorder, labels: Labels, start: tuple[Any, int], end: tuple[A
     taken = labels[begin:stop]
     computed: list[tuple[int | None, Labels, Labels]] = []
     has_constant = False
+    length = rec.call.argument(3, "length") if rec.call.name == "narrow" and stop == size else None
+    if length is not None and (not isinstance(length, Size) or length.sources) and not rec.follow(length, taken):
+        rec.pin_labels(taken, f"{rec.where} has the constant length {length}", _CONSTANT_SIZE)  # up to the end, no less
     for bound, place in (start, end):
         if not 0 < place < size:
             continue
@@ -459,6 +489,8 @@ def _pad(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     "dropout",
     "copy",
     "where",
+    "complex",
+    "polar",
     "addcmul",
     "addcdiv",
     "lerp",
@@ -536,6 +568,26 @@ def _convolution(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[s
     rec.operation("conv", weight, factors, outputs, outgoing, groups, detail)
 
 
+@_rule("deform_conv2d")
+def _deformable(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    source, weight, offset, mask, bias, *stride = args[:7]
+    groups, offset_groups = args[11:13]
+    if groups != 1 or offset_groups != 1:
+        raise Unsupported("a convolution in groups")
+    rec.pin_axes(source, [2, 3])
+    rec.pin_axes(weight, [2, 3])
+    for places in (offset, mask):
+        rec.pin_axes(places, range(1, places.ndim))
+    incoming = rec.tie([(source, 1), (weight, 1)])
+    outgoing = rec.tie_labels((bias, 0), rec.birth(weight, 0))
+    rec.attribute("in_channels", incoming)
+    rec.attribute("out_channels", outgoing)
+    rec.set(out, [rec.labels(source)[0], outgoing, None, None])
+    outputs = ((source, 0), outgoing, (out, 2), (out, 3))
+    factors = (math.prod(weight.shape[2:]), (out, 2), (out, 3), (source, 0), (weight, 0), (weight, 1))
+    rec.operation("conv", weight, factors, outputs, outgoing, 1, _in_words(weight, stride, 1, out.shape[2:]))
+
+
 def _in_words(weight: Tensor, stride: Any, groups: int, spatial: Sequence[int]) -> str:
     """Kernel, stride, kind of groups and output size of a convolution: 3x3/2 depthwise to 56x56."""
     steps = {int(step) for step in stride}
@@ -609,9 +661,9 @@ def _matmul(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, A
     batch = (left, 0) if out.ndim == 3 else 1
     factors = (batch, (left, left.ndim - 2), (left, left.ndim - 1), (right, right.ndim - 1))
     outputs = (batch, _filled(rows, out.shape[-2]), _filled(columns, out.shape[-1]))
-    if is_linear:
+    if is_linear or rec.call.name == "linear":  # of a weight computed in ways that hide where it comes from, too
         rec.attribute("in_features", inner)
-        rec.attribute("out_features", outgoing)
+        rec.attribute("out_features", columns if outgoing is None else outgoing)
     rec.operation("linear" if is_linear else "matmul", weight, factors, outputs, outgoing, 1)
 
 
@@ -701,19 +753,25 @@ def _layer_norm(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[st
     vectors = [arg for arg in args[2:4] if isinstance(arg, Tensor)]
     after = list(rec.labels(source))
     first = source.ndim - len(shape)
-    given = rec.call.given(shape)
     for index in range(len(shape)):
-        after[first + index] = labels = rec.tie([(source, first + index), *((vector, index) for vector in vectors)])
-        if labels is not None and _is_cuttable(labels):
-            rec.mixes()
-            if given and not rec.follow(given[index], labels):
-                rec.pin_labels(labels, f"{rec.where} has the constant shape {tuple(shape)}", _CONSTANT_SIZE)
-    rec.attribute("normalized_shape", *after[first:], is_tuple=True)
+        after[first + index] = rec.tie([(source, first + index), *((vector, index) for vector in vectors)])
+    _normalised(rec, shape, after[first:])
     results = out if isinstance(out, (tuple, list)) else [out]
     rec.set(results[0], after)
     for statistic in results[1:]:
         if statistic.ndim == source.ndim:
             rec.set(statistic, [*after[:first], *[None] * len(shape)])
+
+
+def _normalised(rec: Recorder, shape: Sequence[int], labels: Sequence[Labels | None]) -> None:
+    """The shape that is normalised follows what is kept of it."""
+    given = rec.call.given(shape)
+    for index, entry in enumerate(labels):
+        if entry is not None and _is_cuttable(entry):
+            rec.mixes()
+            if given and not rec.follow(given[index], entry):
+                rec.pin_labels(entry, f"{rec.where} has the constant shape {tuple(shape)}", _CONSTANT_SIZE)
+    rec.attribute("normalized_shape", *labels, is_tuple=True)
 
 
 @_rule("native_group_norm", "group_norm")
@@ -817,15 +875,109 @@ def _indexed(source: Tensor, indices: Sequence[Tensor | None]) -> tuple[list[int
     return taken, [axis for axis in range(source.ndim) if axis not in taken]
 
 
-@_rule("index_select", "gather", "take_along_dim")
+@_rule("index_select")
+def _index_select(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    source, dim, index = _bind(func, args, kwargs, "self", "dim", "index")
+    if source.ndim:
+        after = list(rec.labels(source))
+        rec.pin_axes(source, [dim % source.ndim])
+        rec.pin_axes(index, range(index.ndim))
+        after[dim] = None
+        rec.set(out, after)
+
+
+@_rule("gather")
 def _gather(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    source, dim, index = _bind(func, args, kwargs, "self", "dim", "index")
+    after = _beside(rec, [index, source], dim)
+    for tensor in (source, index):
+        rec.pin_axes(tensor, [dim % source.ndim])
+    after[dim] = None
+    rec.set(out, after)
+
+
+def _beside(rec: Recorder, tensors: Sequence[Tensor], dim: int) -> list[Labels | None]:
+    """Labels of the first of several tensors whose axes are tied, but for axis `dim`, which is left as it is.
+
+    Where one is longer than another a part of it is used, and nothing is cut.
+    """
+    first = tensors[0]
+    if not first.ndim or any(tensor.ndim != first.ndim for tensor in tensors):
+        raise Unsupported("a single value")
+    after = list(rec.labels(first))
+    for axis in range(first.ndim):
+        if axis == dim % first.ndim:
+            continue
+        if all(tensor.shape[axis] == first.shape[axis] for tensor in tensors):
+            after[axis] = rec.tie([(tensor, axis) for tensor in tensors])
+        else:
+            for tensor in tensors:
+                rec.pin_axes(tensor, [axis])
+    return after
+
+
+@_rule("scatter", "scatter_add", "scatter_reduce", "index_add", "index_copy")
+def _scatter(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    target, dim, index, *values = args[:4]
+    written = [value for value in values if isinstance(value, Tensor) and value.ndim]
+    tensors = [target, *([] if rec.operator.startswith("index") else [index]), *written]
+    after = _beside(rec, tensors, dim)
+    for tensor in tensors:
+        rec.pin_axes(tensor, [dim % target.ndim])
+    if out is target:
+        rec.overwrite(out, after)
+    else:
+        rec.set(out, after)
+
+
+@_rule("sort", "topk", "kthvalue")
+def _order(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     source, dim = _bind(func, args, kwargs, "self", "dim")
-    rec.pin_axes(source, [dim % source.ndim])
-    if out.ndim == source.ndim:
-        labels = rec.labels(source)
-        same = [out.shape[axis] == source.shape[axis] for axis in range(out.ndim)]
-        rec.pin_axes(source, [axis for axis in range(out.ndim) if not same[axis]])
-        rec.set(out, [labels[axis] if same[axis] and axis != dim % source.ndim else None for axis in range(out.ndim)])
+    if not source.ndim:
+        return
+    after = list(rec.labels(source))
+    rec.pin_labels(after[dim])
+    if rec.operator != "sort":
+        after[dim] = None
+    if out[0].ndim < source.ndim:
+        del after[dim]
+    for result in out:  # values and their places
+        rec.set(result, after)
+    rec.inherit(source, out[0])
+
+
+@_rule("_fft_r2c", "_fft_c2c", "_fft_c2r")
+def _fourier(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    source, dims = args[:2]
+    after = list(rec.labels(source))
+    for dim in dims:
+        rec.pin_labels(after[dim])
+        after[dim] = None
+    rec.inherit(source, out)
+    rec.set(out, after)
+
+
+@_rule("max_unpool2d", "max_unpool3d")
+def _unpool(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    source, indices = args[:2]
+    count = 2 if rec.operator == "max_unpool2d" else 3
+    rec.pin_axes(source, range(source.ndim - count, source.ndim))
+    channels = [rec.tie([(source, axis), (indices, axis)]) for axis in range(source.ndim - count)]
+    rec.set(out, [*channels, *[None] * count])
+
+
+@_rule("col2im")
+def _col2im(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    source = args[0]
+    rec.pin_axes(source, [source.ndim - 1])
+    *before, rows = rec.labels(source)[:-1]
+    channels = None if rows is None else rec.merge_rows(rows.reshape(out.shape[-3], -1))
+    rec.set(out, [*before, channels, None, None])
+
+
+@_rule("log_sigmoid_forward")
+def _log_sigmoid(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    rec.set(out[0], rec.labels(args[0]))
 
 
 @_rule("im2col")
@@ -849,7 +1001,7 @@ def _regions(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, 
         rec.set(result, [None, rec.labels(args[0])[1], None, None])
 
 
-@_rule("max", "min", "median", "mode", "var_mean", "std_mean", "aminmax", "argmax", "argmin")
+@_rule("max", "min", "median", "nanmedian", "mode", "var_mean", "std_mean", "aminmax", "argmax", "argmin")
 def _reduction_with_index(rec: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     tensors = [arg for arg in args if isinstance(arg, Tensor)]
     if len(tensors) == 2:  # the elementwise overloads `max.other` and `min.other`
@@ -862,7 +1014,8 @@ def _reduction_with_index(rec: Recorder, func: Any, args: tuple[Any, ...], kwarg
     results = out if isinstance(out, (tuple, list)) else [out]
     for result in results:
         _reduced(rec, args[0], dims, result)
-    if rec.operator in ("argmax", "argmin") or (rec.operator in ("max", "min", "median", "mode") and dims is not None):
+    has_index = dims is not None and rec.operator not in ("var_mean", "std_mean", "aminmax")
+    if rec.operator in ("argmax", "argmin") or has_index:
         labels = rec.labels(args[0])
         over = labels if dims is None else labels[dims:][:1]
         rec.indexes(results[-1], [each for each in over if each is not None])
@@ -887,6 +1040,8 @@ def _reduced(rec: Recorder, source: Tensor, dims: int | Sequence[int] | None, ou
         return
     gone = {dim % source.ndim for dim in dims} if dims else set(range(source.ndim))
     labels = rec.labels(source)
+    if rec.call.name == "rms_norm" and not rec.atoms.is_settled:  # most versions of torch compute it from a mean
+        _normalised(rec, [source.shape[axis] for axis in sorted(gone)], [labels[axis] for axis in sorted(gone)])
     if rec.operator not in _ZERO_ADDS_NOTHING and any(_is_cuttable(labels[axis]) for axis in gone):
         rec.mixes()
     if out.ndim == source.ndim:  # keepdim

@@ -89,6 +89,15 @@ class Size(int):
         value = int(self) // int(other)
         return Size(value, self._scaled(Fraction(1, int(other))) if value * int(other) == int(self) else ())
 
+    def __lshift__(self, other: int) -> Any:
+        return self * (1 << other)
+
+    def __rshift__(self, other: int) -> Any:
+        return self // (1 << other)
+
+    def __divmod__(self, other: Any) -> Any:
+        return self // other, self % other
+
     def __sub__(self, other: Any) -> Any:
         if not isinstance(other, int):
             return int(self) - other

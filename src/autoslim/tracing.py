@@ -18,7 +18,7 @@ import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -190,10 +190,15 @@ class _Pass:
     kwargs: dict[str, Any]
     fake: FakeTensorMode | None = None
 
+    @property
+    def has_numbers(self) -> bool:
+        """Is it run on real tensors, so that shapes may depend on values?"""
+        leaves = tree_leaves((self.args, self.kwargs))
+        return self.fake is None and not any(leaf.is_meta for leaf in leaves if isinstance(leaf, Tensor))
+
     def _functions(self, model: nn.Module) -> AbstractContextManager[Any] | None:
         """What is run in place of some functions of torch: others where there are numbers than where only shapes."""
-        leaves = tree_leaves((self.args, self.kwargs))
-        if self.fake is None and not any(leaf.is_meta for leaf in leaves if isinstance(leaf, Tensor)):
+        if self.has_numbers:
             return NoDetours()
         has_recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
         return NoUnrolling() if has_recurrent else None
@@ -292,12 +297,32 @@ class _LabelMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
         with unset_fake_temporarily():  # labels are real
             self._labelled(rule, func, args, kwargs, result)
         recorder.results.append(result)
-        if not recorder.atoms.is_settled and not is_silent(func):
+        if recorder.atoms.is_settled:
+            self._compare(result)
+        elif not is_silent(func):
             leaves = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
             recorder.outputs.append(
                 (recorder.operator, [(tuple(leaf.shape), recorder.labels(leaf)) for leaf in leaves])
             )
         return result
+
+    def _compare(self, result: Any) -> None:
+        """Raise `Mismatch` if an axis without channels is not as long as in the capture.
+
+        A number that follows the widths is used for something else as well.
+        """
+        recorder = self.recorder
+        leaf = next((leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)), None)
+        if leaf is None or _is_moved(recorder.operator):
+            return
+        name, shape, labels = next(recorder.expected, ("", (), ()))
+        if name != recorder.operator or leaf.ndim != len(shape):
+            recorder.expected = iter(())  # another path: what follows cannot be compared
+        elif leaf.shape != shape:
+            for before, now, known, found in zip(shape, leaf.shape, labels, recorder.labels(leaf), strict=True):
+                if now != before and known is None and found is None:
+                    text = f"{recorder.where} gives {now} in place of {before} along an axis that has no channels"
+                    raise Mismatch(text, recorder.known(leaf))
 
     def _labelled(self, rule: Rule | None, func: Any, args: Any, kwargs: Any, result: Any) -> None:
         recorder = self.recorder
@@ -705,9 +730,14 @@ def _assemble(recorder: Recorder, model: nn.Module, wishes: _Wishes, subject: _S
     unused = _unused(recorder, model)
     strange = {name: reason for name, reason in unused.items() if reason is _STRANGE}
     notes = {**strange, **notes, **{name: reason for name, reason in unused.items() if name not in notes}}
+    arithmetic = dict.fromkeys(
+        text
+        for text, source in recorder.arithmetic
+        if (counted := recorder.counted_by(source)) is not None and classes.axis(counted, len(counted)).groups
+    )
     ordered = dict.fromkeys(text for text, labels in recorder.ordered if classes.axis(labels, len(labels)).groups)
     attributes = []
-    for (path, attribute), (labels, is_tuple) in recorder.attributes.items():
+    for (path, attribute), (labels, is_tuple) in (*recorder.attributes.items(), *_of_weights(recorder, model)):
         axes_of = tuple(classes.axis(entry, len(entry)) for entry in labels)
         if any(axis.groups for axis in axes_of):
             attributes.append(Attribute(path, attribute, axes_of, is_tuple))
@@ -719,9 +749,28 @@ def _assemble(recorder: Recorder, model: nn.Module, wishes: _Wishes, subject: _S
         attributes=tuple(attributes),
         activations=_activations(recorder, classes, subject),
         notes=tuple(Note.of(name, reason) for name, reason in notes.items()),
-        mixing=(*recorder.mixing, *ordered),
+        mixing=tuple(dict.fromkeys((*recorder.mixing, *arithmetic, *ordered))),
     )
     return _never_empty(space, [(classes.axis(labels, len(labels)), least) for labels, least in recorder.needs])
+
+
+_SIZES_OF_WEIGHTS = (("out_features", 0), ("in_features", 1), ("out_channels", 0), ("in_channels", 1))
+
+
+def _of_weights(
+    recorder: Recorder, model: nn.Module
+) -> Iterator[tuple[tuple[str, str], tuple[tuple[Labels, ...], bool]]]:
+    """Further numbers that say the shape of a weight, whoever used it: LoRA does not call the layer that it adapts."""
+    for name, axes in recorder.axes.items():
+        path = name.removesuffix(".weight").removesuffix(".parametrizations.weight.original")
+        layer = model.get_submodule(path) if path != name and len(axes) > 1 else None
+        if layer is None or isinstance(layer, torch.jit.ScriptModule):
+            continue
+        for attribute, axis in _SIZES_OF_WEIGHTS:
+            counted = axes[1 - axis if getattr(layer, "transposed", False) else axis]
+            is_new = (path, attribute) not in recorder.attributes
+            if is_new and counted is not None and vars(layer).get(attribute) == len(counted):
+                yield (path, attribute), ((counted,), False)
 
 
 def _unused(recorder: Recorder, model: nn.Module) -> dict[str, Reason]:
@@ -833,7 +882,7 @@ def _proven(subject: _Subject, space: ChannelSpace, found: Recorder) -> ChannelS
 
     rng = random.Random(0)
     draws: list[Callable[[ChannelSpace], Widths]] = [
-        lambda s: Widths((g.name, rng.choice(g.choices[:-1])) for g in s.groups.values()),
+        lambda s: _unlike(s, rng),
         lambda s: s.smallest(),  # last: a lone channel meets everything, and hides who is guilty
     ]
     is_stable = False
@@ -868,6 +917,21 @@ def _proven(subject: _Subject, space: ChannelSpace, found: Recorder) -> ChannelS
                 else:
                     space = space.restricted({name: least})
     return space
+
+
+def _unlike(space: ChannelSpace, rng: random.Random) -> Widths:
+    """Random widths that differ for groups of one size, where they can: if equal, a missing tie could go unnoticed."""
+    taken: dict[int, set[int]] = {}
+    drawn = dict[str, int]()
+    for group in space.groups.values():
+        others = taken.setdefault(group.size, set())
+        width = rng.choice(group.choices[:-1])
+        if width in others:
+            free = [choice for choice in group.choices if choice not in others]
+            width = rng.choice(free[:-1] or free or [width])  # whole only if nothing else is left
+        others.add(width)
+        drawn[group.name] = width
+    return Widths(drawn)
 
 
 def _kind(name: str) -> str:
@@ -950,6 +1014,7 @@ def _failure(subject: _Subject, space: ChannelSpace, widths: Widths, found: Reco
             renumbers=found.renumbers,
             passed=found.passed,
             axes=presets,
+            expected=iter(()) if run.training or run.has_numbers else _expected(found),
         )
         try:
             run_labelled(run, net, recorder)
@@ -963,6 +1028,17 @@ def _failure(subject: _Subject, space: ChannelSpace, widths: Widths, found: Reco
             text = f"{_first_line(error)} (after {recorder.where}{mode})"
             return _Failure(text, (), suspects(recorder), False, recorder.where, line_of_the_user(error))
     return None
+
+
+def _expected(found: Recorder) -> Iterator[tuple[str, tuple[int, ...], Sequence[Labels | None]]]:
+    """Operators of the capture in order, with shape and labels of what they gave first."""
+    return ((name, *made[0]) for name, made in found.outputs if made and not _is_moved(name))
+
+
+@cache
+def _is_moved(operator: str) -> bool:
+    """Does the operator give what it was given, in another place or order? Whether one is run may depend on sizes."""
+    return _FREE.fullmatch(operator) is not None or operator in ("_unsafe_view", "clone", "_to_copy", "copy_", "detach")
 
 
 class _Numbering:
