@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
+import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -358,3 +361,44 @@ def test_without_torchvision_the_extra_is_named(monkeypatch):
     with pytest.raises(DataError, match="pip install 'autoslim\\[vision\\]'"):
         Batches(squares(), 8, mean=[0.0] * 3, std=[1.0] * 3, mix="mixup", num_classes=2)
     Batches(squares(), 8, mean=[0.0] * 3, std=[1.0] * 3, augment="resized-crop,flip")  # our own, in batches
+
+
+# ---- shards
+
+
+@pytest.mark.parametrize("written_by", ["tarfile", "tar"])
+def test_a_shard_that_is_cut_anywhere_is_named(tmp_path, written_by):
+    pytest.importorskip("webdataset")
+    for index in range(20):
+        Image.fromarray(np.full((8, 8), 10 * index, np.uint8)).save(tmp_path / f"{index:02}.png")
+        (tmp_path / f"{index:02}.cls").write_text(str(index % 2))
+    names = [f"{index:02}.{suffix}" for index in range(20) for suffix in ("png", "cls")]
+    whole = tmp_path / "whole.tar"
+    if written_by == "tar":
+        if shutil.which("tar") is None:
+            pytest.skip("there is no tar here")
+        subprocess.run(["tar", "--create", "--file", whole, *names], check=True, cwd=tmp_path)
+    else:
+        with tarfile.open(whole, "w") as archive:
+            for name in names:
+                archive.add(tmp_path / name, name)
+    with tarfile.open(whole) as archive:
+        members = archive.getmembers()
+        end = archive.offset
+    content = whole.read_bytes()
+    last_image, last_label = members[-2:]
+    between = last_label.offset  # the last sample has no label then
+    for size in (end, between, last_image.offset, end - 100, between + 10, last_image.offset_data + 5):
+        cut = tmp_path / f"cut-{size}.tar"
+        cut.write_bytes(content[:size])
+        with pytest.raises(DataError, match=rf"shard '.*cut-{size}.tar' is (cut short or|no tar file, or a) damaged"):
+            load_data(f"wds:{cut}", image_size=8)
+    garbled = tmp_path / "garbled.tar"  # tarfile takes what is no header for the end
+    garbled.write_bytes(content[: members[20].offset] + b"x" * 512 + content[members[20].offset + 512 :])
+    with pytest.raises(DataError, match="cut short or damaged"):
+        load_data(f"wds:{garbled}", image_size=8)
+    streamed = tmp_path / "streamed.tar"  # without padding
+    streamed.write_bytes(content[:end] + bytes(512))
+    for source in (whole, streamed):
+        data = load_data(f"wds:{source}", image_size=8)
+        assert len(data.train) + len(data.holdout) + len(data.test) == 20

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -24,6 +25,7 @@ import autoslim
 from autoslim import LatencyTable, inspection, pipeline, slim
 from autoslim.cli import main
 from autoslim.errors import SpaceError
+from autoslim.export import load_tensors, save_tensors
 from autoslim.files import append_record
 from autoslim.models import build_model
 from autoslim.space import ChannelSpace, Widths
@@ -195,6 +197,20 @@ def test_a_us_net_gives_any_other_ratio_at_once(
     )  # another training, or not
 
 
+def test_an_onnx_file_that_is_gone_is_made_again(config: Path, in_tmp: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    few = ("--set", "slim.budgets=[80%]", "--set", "train.epochs=1", "--set", "retrain.epochs=1")
+    few += ("--set", "retrain.uniform=false", "--set", "export.onnx=true", "--set", "export.report=false")
+    assert run("run", config, *few) == 0
+    file = in_tmp / "runs" / "small" / "subnets" / "80%" / "model.onnx"
+    before = file.stat().st_mtime_ns
+    assert run("export", "runs/small") == 0
+    assert file.stat().st_mtime_ns == before
+    file.unlink()
+    assert run("export", "runs/small") == 0
+    assert file.exists()
+
+
 @pytest.mark.parametrize("system", ["autoslim", "us-net"])
 def test_files_of_a_net_that_are_gone_are_made_again(
     config: Path, in_tmp: Path, capsys: pytest.CaptureFixture[str], system: str
@@ -283,11 +299,14 @@ def test_a_net_at_a_ratio_is_what_the_system_makes_it(config: Path, in_tmp: Path
     assert accuracies[0]["found"] == accuracies[1]["retrained"]  # one switch, full width: an ordinary training
 
 
-def test_the_nets_found_may_be_retrained_jointly(config: Path, in_tmp: Path) -> None:
+def test_the_nets_found_may_be_retrained_jointly(
+    config: Path, in_tmp: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert run("run", config, "--set", "retrain.jointly=true") == 0
     root = in_tmp / "runs" / "small"
     stages = {json.loads(line)["stage"] for line in (root / "train.jsonl").read_text().splitlines()}
     assert stages == {"supernet", "retrained jointly", "uniform jointly"}
+    with_two = (root / "joint" / "retrained" / "model.safetensors").read_bytes()
     both = autoslim.load_subnet(root / "joint" / "retrained")
     assert isinstance(both, autoslim.SwitchableNet)
     images = torch.randn(3, 1, 12, 12)
@@ -297,6 +316,33 @@ def test_the_nets_found_may_be_retrained_jointly(config: Path, in_tmp: Path) -> 
     assert all(
         0 <= net["accuracy"]["uniform"] <= 1 for net in json.loads((root / "results.json").read_text())["subnets"]
     )
+    # one that comes later shares their weights: all are trained anew, also after a kill between two of them
+    assert run("slim", root, "--budget", "70%") == 0
+    capsys.readouterr()
+    with monkeypatch.context() as patched:
+        patched.setattr(pipeline, "_switch_of", None)
+        with pytest.raises(TypeError):
+            run("run", root)
+    assert "retrained jointly: anew with all budgets, for what was trained lacks 70%" in capsys.readouterr().err
+    assert run("run", root) == 0
+    assert "jointly" not in capsys.readouterr().err
+    assert (root / "joint" / "retrained" / "model.safetensors").read_bytes() != with_two
+    three = autoslim.load_subnet(root / "joint" / "retrained")
+    results = json.loads((root / "results.json").read_text())["subnets"]
+    assert [net["budget"] for net in results] == list(three.switches) == ["70%", "50%", "params=30%"]
+    for net in results:
+        plain = autoslim.load_subnet(root / "subnets" / net["budget"].replace("=", "-"))
+        assert torch.allclose(plain(images), three(images, net["budget"]), atol=1e-5)
+        assert 0 <= net["accuracy"]["retrained"] <= 1
+    # fewer ask for nothing; another one in the place of one does, and what a kill left of other switches is no use
+    assert run("run", config, "--set", "retrain.jointly=true") == 0
+    assert "jointly: anew" not in capsys.readouterr().err
+    checkpoint = root / "joint" / "retrained" / "checkpoint.safetensors"
+    tensors, _ = load_tensors(root / "joint" / "retrained" / "model.safetensors")
+    save_tensors(checkpoint, tensors, {"epoch": 1, "switches": {"70%": {}}})
+    assert run("run", config, "--set", "retrain.jointly=true", "--set", "slim.budgets=[50%, 60%]") == 0
+    assert "lacks 60%" in capsys.readouterr().err
+    assert not checkpoint.exists()
 
 
 def test_exchanges_and_the_rule_of_the_search_are_options(config: Path, in_tmp: Path) -> None:
@@ -613,6 +659,70 @@ def test_a_budget_beyond_the_path_continues_the_search(config: Path, in_tmp: Pat
     assert artefacts(in_tmp / "steps") == artefacts(in_tmp / "whole")
 
 
+def test_without_its_log_a_search_is_done_again(
+    config: Path, in_tmp: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run("run", config, "--set", "retrain.uniform=false") == 0
+    root = in_tmp / "runs" / "small"
+    log, before = root / "slim.jsonl", artefacts(root)
+    log.unlink()
+    capsys.readouterr()
+    with monkeypatch.context() as patched:  # killed before its first step
+        patched.setattr(pipeline, "greedy_slim", None)
+        with pytest.raises(TypeError):
+            run("run", root)
+    assert f"search: done again, for {Path('runs/small/slim.jsonl')} is gone" in capsys.readouterr().err.replace(
+        str(in_tmp) + os.sep, ""
+    )
+    assert run("run", root) == 0
+    assert artefacts(root) == before
+    assert run("slim", root, "--budget", "70%") == 0
+    # of another net than the one found then nothing is left
+    directory = root / "subnets" / "50%"
+    space = ChannelSpace.from_json((root / "space.json").read_text())
+    (directory / "widths.json").write_text(space.smallest().to_json())
+    log.unlink()
+    assert run("slim", root) == 0
+    assert "50% is another net than before; what was made of that is removed" in capsys.readouterr().err
+    assert sorted(path.name for path in directory.iterdir()) == ["metrics.json", "widths.json"]
+    assert log.read_bytes() == before["path"]
+    assert run("run", config, "--set", "retrain.uniform=false") == 0
+    after = artefacts(root)
+    assert all(after[key] == before[key] for key in before if key != "train")
+
+
+def test_every_stage_prints_json(config: Path, in_tmp: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def printed(*arguments: str) -> Any:
+        capsys.readouterr()
+        assert run(*arguments, "--json") == 0
+        return json.loads(capsys.readouterr().out)
+
+    root = in_tmp / "runs" / "small"
+    one = ("--set", "slim.budgets=[80%]")
+    trained = printed("train", config, *one)
+    assert trained["full"] == json.loads((root / "supernet" / "metrics.json").read_text())
+    assert (trained["directory"], trained["subnets"]) == ("runs/small", [])
+    (found,) = printed("slim", root)["subnets"]
+    assert (found["budget"], found["accuracy"]["retrained"]) == ("80%", None)
+    (net,) = printed("retrain", root)["subnets"]
+    assert net["accuracy"] == found["accuracy"] | {
+        kind: net["accuracy"][kind] for kind in ("retrained", "uniform") if net["accuracy"][kind] >= 0
+    }
+    (seeded,) = printed("retrain", root, "--seed", "7")["subnets"]
+    assert (seeded["seed"], set(seeded["accuracy"])) == (7, {"retrained", "uniform"})
+    assert printed("export", root)["subnets"][0]["latency_ms"] > 0
+    results = printed("report", root)
+    assert results == json.loads((root / "results.json").read_text())
+    # one on the path and one beyond, and the same line whether the search went on or not
+    taken = printed("slim", root, "--budget", "90%", "--budget", "40%")
+    assert [net["budget"] for net in taken] == ["90%", "40%"]
+    assert taken[0].keys() == taken[1].keys()
+    assert taken[1]["accuracy"].keys() - taken[0]["accuracy"].keys() == {"found"}
+    assert run("slim", root, "--budget", "25%") == 0
+    line = capsys.readouterr().out
+    assert re.fullmatch(r"25%: \S+ MACs, \S+ params, \S+% on held-out images; \d+ steps along .*/25%\n", line)
+
+
 def test_joint_budgets_run_and_hold(config: Path, in_tmp: Path) -> None:
     texts = ["macs<=80%, memory<=60%", "macs<=50%, params<=60%"]
     assert run("run", config, "--set", f"slim.budgets={json.dumps(texts)}", "--set", "retrain.uniform=false") == 0
@@ -659,8 +769,47 @@ def test_a_latency_budget_is_measured_before_training_and_beside_the_result(
     # the table lies in the run: another budget needs no measurement, and none of torch
     monkeypatch.setattr(pipeline, "prepare", None)
     assert run("slim", root, "--budget", "latency_ms<=80%") == 0
-    assert run("latency", root, "--budget", "macs<=60%, latency_ms<=70%", "--json") == 0
-    assert json.loads(capsys.readouterr().out.splitlines()[-1])["net"] == "found for macs<=60%, latency_ms<=70%"
+    for text in ("macs<=60%, latency_ms<=70%", "latency_ms < 0.7x, 0.6x"):  # in any spelling
+        assert run("latency", root, "--budget", text, "--json") == 0
+        assert json.loads(capsys.readouterr().out.splitlines()[-1])["net"] == "found for macs<=60%, latency_ms<=70%"
+
+
+def test_the_latency_of_a_run_is_by_the_table_that_is_asked_for(
+    config: Path, in_tmp: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AUTOSLIM_CACHE", str(in_tmp / "cache"))
+    space = autoslim.trace(build_model(NET), torch.zeros(1, 1, 16, 16)).with_choices(4, 4, 0.25)
+    of_the_run = dataclasses.replace(invented(space, 30), about={"runtime": "torch", "threads": "1"})
+    calls: list[tuple[str, int]] = []
+
+    def measured(*_: object, runtime: str, threads: int, **__: object) -> LatencyTable:
+        calls.append((runtime, threads))
+        return of_the_run if not calls[1:] else dataclasses.replace(of_the_run, about={"runtime": runtime})
+
+    monkeypatch.setattr(inspection, "measure_latency_table", measured)
+    assert run("train", config, "--set", "slim.budgets=[latency_ms<=80%]") == 0
+    root = in_tmp / "runs" / "small"
+    assert calls == [("torch", 1)]
+
+    def predicted(*options: str) -> float:
+        capsys.readouterr()
+        assert run("latency", root, "--json", *options) == 0
+        return json.loads(capsys.readouterr().out)["predicted_ms"]
+
+    own = predicted()
+    LatencyTable(tuple(dataclasses.replace(row, ms=3 * row.ms) for row in of_the_run.rows)).save("phone.csv")
+    assert predicted("--table", "phone.csv") == pytest.approx(3 * own, rel=1e-3)
+    assert predicted("--set", "latency.table=phone.csv") == pytest.approx(3 * own, rel=1e-3)
+    assert "leave one of the two out" in fails(capsys, "latency", root, "--table", "phone.csv", "--fresh")
+    assert predicted("--threads", "1", "--runtime", "torch") == own
+    assert len(calls) == 1  # until here everything was there
+    predicted("--fresh")
+    predicted("--threads", "2")
+    assert calls[1:] == [("torch", 1), ("torch", 2)]
+    assert run("latency", root, "--table", "phone.csv", "--top", "1") == 0
+    assert capsys.readouterr().out.endswith("table: given; measured end to end: runtime torch, threads 1\n")
+    assert run("latency", root, "--top", "1") == 0
+    assert capsys.readouterr().out.endswith("table: runtime torch, threads 1\n")
 
 
 def test_widths_may_be_those_at_which_latency_steps_down(
@@ -773,6 +922,102 @@ def test_before_anything_is_computed_the_configuration_may_change(
     fails(capsys, "train", config, "--set", "train.lr=1e30")  # within its first epoch
     assert run("train", config) == 0
     assert yaml.safe_load((in_tmp / "runs/small/config.yaml").read_text())["train"]["batch_size"] == 50
+
+
+def test_nothing_of_a_failed_start_is_taken_for_the_run_that_follows(
+    config: Path, in_tmp: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    space = autoslim.trace(build_model(NET), torch.zeros(1, 1, 16, 16)).with_choices(4, 4, 0.25)
+    table = invented(space, 30)
+    table.save("a.csv")
+    LatencyTable(tuple(dataclasses.replace(row, ms=2 * row.ms) for row in table.rows)).save("b.csv")
+    few = ("--set", "slim.budgets=[latency_ms<=80%]", "--set", "train.epochs=1", "--set", "export.report=false")
+    root = in_tmp / "runs" / "small"
+
+    def failed() -> None:
+        fails(capsys, "train", config, *few, "--set", "latency.table=a.csv", "--set", "train.lr=1e30")
+        (root / "train.jsonl").write_text('{"stage": "plain", "epoch": 1, "losses": {}, "seconds": 1.0}\n')
+
+    failed()
+    stale = (root / "data.json").read_text()
+    other = ("--set", "latency.table=b.csv", "--set", "data.holdout=100")
+    assert run("train", config, *few, *other) == 0
+    assert (root / "latency.csv").read_text() == Path("b.csv").read_text()
+    assert '"plain"' not in (root / "train.jsonl").read_text()
+    assert json.loads((root / "data.json").read_text())["images"]["holdout"] == 100
+    assert run("slim", root) == 0  # the images are those of the run
+    assert json.loads(stale)["images"]["holdout"] == 150
+    shutil.rmtree(root)
+    failed()
+    assert run("train", config, "--set", "train.epochs=1", "--set", "data.image_size=12") == 0
+    assert json.loads((root / "data.json").read_text())["image_shape"] == [1, 12, 12]
+    assert not (root / "latency.csv").exists()  # another budget would be taken by it
+
+
+@pytest.mark.parametrize("kept", ["slim.jsonl", "subnets"])
+def test_without_its_supernet_a_run_is_still_that_of_its_configuration(
+    config: Path, in_tmp: Path, capsys: pytest.CaptureFixture[str], kept: str
+) -> None:
+    few = ("--set", "slim.budgets=[80%]", "--set", "train.epochs=1")
+    assert run("train", config, *few) == 0
+    root = in_tmp / "runs" / "small"
+    assert run("slim", root) == 0
+    before = artefacts(root)
+    shutil.rmtree(root / "supernet")
+    if kept == "slim.jsonl":
+        shutil.rmtree(root / "subnets")
+    else:
+        (root / "slim.jsonl").unlink()
+    error = fails(capsys, "run", config, *few, "--set", "train.lr=0.3", "--set", "retrain.epochs=5")
+    assert "train.lr is 0.05 there and 0.3 now, retrain.epochs is 2 there and 5 now" in error
+    assert run("train", root) == 0
+    assert run("slim", root) == 0
+    assert artefacts(root) == before
+
+
+@pytest.mark.parametrize("provenance", ["", "provenance:\n  version: 0.1.0\n", "provenance:\n"])
+def test_a_run_is_summed_up_without_knowing_who_made_it(config: Path, in_tmp: Path, provenance: str) -> None:
+    few = ("--set", "train.epochs=1", "--set", "slim.budgets=[80%]", "--set", "retrain.uniform=false")
+    assert run("run", config, *few, "--set", "retrain.epochs=1", "--set", "export.report=false") == 0
+    path = in_tmp / "runs" / "small" / "config.yaml"
+    settings = path.read_text().replace("report: false", "report: true").partition("provenance:")[0]
+    path.write_text(settings + provenance)
+    assert run("report", path.parent) == 0
+    page = (path.parent / "report.html").read_text()
+    assert "<dt>Model</dt>" in page
+    assert "<dt>Machine</dt>" not in page
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("double", "does not run: RuntimeError: "),
+        ("double", "; its weights are torch.float64 and images float32: return model.float()"),
+        ("half", "; its weights are torch.float16 and images float32: return model.float()"),
+        ("meta", "has weights on the meta device, which are shapes without numbers"),
+        ("leaves", "cannot be built: SystemExit: 0 ("),
+        ("left", "sys.exit() was called by code that autoslim runs: SystemExit: 0 ("),
+    ],
+)
+def test_models_that_cannot_be_run_are_one_line(
+    config: Path, in_tmp: Path, capsys: pytest.CaptureFixture[str], name: str, expected: str
+) -> None:
+    (in_tmp / "odd.py").write_text(
+        "import sys, torch\nfrom small_net import Net\n"
+        "def double(): return Net(16, 4).double()\n"
+        "def half(): return Net(16, 4).half()\n"
+        "def meta():\n    with torch.device('meta'): return Net(16, 4)\n"
+        "def leaves(): sys.exit(0)\n"
+        "class Left(Net):\n    def forward(self, x): return super().forward(x) if x.is_meta else sys.exit(0)\n"
+        "def left(): return Left(16, 4)\n"
+        "class Casts(Net):\n    def forward(self, x): return super().forward(x.double()).float()\n"
+        "def casts(): return Casts(16, 4).double()\n"
+    )
+    assert expected in fails(capsys, "train", config, "--set", f"model=odd.py:{name}")
+    assert not (in_tmp / "runs/small/config.yaml").exists()
+    assert run("inspect", f"odd.py:{name}", "--input", "1,1,16,16") == (2 if name == "leaves" else 0)
+    if name == "double":  # one that casts its images may be of any type
+        assert run("train", config, "--set", "model=odd.py:casts", "--set", "train.epochs=1") == 0
 
 
 def test_a_loss_that_is_not_a_number_stops_with_the_step_and_keeps_the_checkpoint(

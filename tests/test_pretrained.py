@@ -101,6 +101,32 @@ def test_shared_tensors_are_found_under_any_of_their_names() -> None:
     assert bool((net[0].weight == 2).all())
 
 
+class Places(nn.Module):
+    """A net with a table of positions, whose head is not its last layer by registration."""
+
+    def __init__(self, positions: int, classes: int) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(1, 16, 3, 2, 1), nn.BatchNorm2d(16)
+        self.table, self.places = nn.Parameter(torch.randn(positions, 1)), nn.Embedding(positions, 1)
+        self.head, self.back = nn.Linear(16, classes), nn.Conv2d(16, 16, 1)
+        nn.utils.parametrizations.weight_norm(self.head)
+
+
+@pytest.mark.parametrize("num_classes", [None, 4])
+def test_nothing_but_the_output_layer_may_have_another_size(num_classes: int | None) -> None:
+    net = Places(64, 4)
+    for name, size in (("table", (196, 1)), ("places.weight", (196, 1)), ("stem.weight", (32, 1, 3, 3))):
+        state = {**Places(64, 4).state_dict(), name: torch.ones(size)}
+        with pytest.raises(ConfigError, match=f"is of another network: a tensor has .* the first: '{name}' is"):
+            load_pretrained(net, state, num_classes=num_classes)
+    loaded = load_pretrained(net, Places(64, 7).state_dict(), num_classes=num_classes)
+    assert (loaded.classes, len(loaded.reinitialised)) == ((7, 4), 3)  # its weight is two tensors
+    with pytest.raises(ConfigError, match="is of another network"):  # a layer of so many outputs as there are classes
+        load_pretrained(Places(64, 16), {**Places(64, 16).state_dict(), "stem.weight": torch.ones(32, 1, 3, 3)})
+    with pytest.raises(ConfigError, match="is of another network"):
+        load_pretrained(net, Places(64, 7).state_dict(), num_classes=5)
+
+
 def without(state: dict[str, Tensor], *names: str) -> dict[str, Tensor]:
     return {key: value for key, value in state.items() if key not in names}
 

@@ -308,6 +308,15 @@ def test_training_without_accuracies() -> None:
     assert 'id="chart-accuracy"' not in html
 
 
+def test_who_made_a_run_may_be_unknown() -> None:
+    known = record(3)
+    html = render_report({key: known[key] for key in known if key not in ("date", "version", "commit", "machine")})
+    for name, is_there in (("Date", False), ("AutoSlim", False), ("Machine", False), ("Device", True)):
+        assert (f"<dt>{name}</dt>" in html) == is_there
+    assert " · </" not in html
+    assert "None" not in text_of(known | {"date": "2026-01-01"})[:2000]
+
+
 def test_run_without_any_net_yet() -> None:
     text = text_of(record(3, ()))
     assert "mobilenet_v1: no net has been found yet" in text

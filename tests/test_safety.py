@@ -260,7 +260,8 @@ class Finished:
         """A command line on the run, which is restored if it did anything. Network and data are prepared already."""
 
         def prepared(opened: Any, progress: Progress) -> pipeline.Job:
-            return replace(self.job, run=opened, progress=progress)
+            budgets = pipeline._budgets(opened.config, self.job.space, self.job.costs)
+            return replace(self.job, run=opened, progress=progress, budgets=budgets)
 
         def read() -> None:
             for pattern in forget:

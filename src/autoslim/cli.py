@@ -89,6 +89,12 @@ def _ended(arguments: list[str] | None) -> int:
         return _fail(str(error), error)
     except KeyboardInterrupt:
         return _stopped()
+    except SystemExit as error:  # in the code of a user, where it would end us as if all were well
+        if isinstance(error.__context__, BrokenPipeError):  # typer's own, of a reader that has seen enough
+            raise
+        from autoslim.importing import describe
+
+        return _fail(f"sys.exit() was called by code that autoslim runs: {describe(error)}", error)
     except Exception as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):  # of files it is a RunError
             return _output_failed(_unwritten() or error)
@@ -257,7 +263,13 @@ def latency(
     from rich.console import Console
 
     options = {"latency.runtime": runtime, "latency.threads": threads, "latency.table": table, "device": device}
-    config = _inspected(target, [*(set_ or []), *(f"{key}={value}" for key, value in options.items() if value)], [])
+    asked = [*(set_ or []), *(f"{key}={value}" for key, value in options.items() if value)]
+    config = _inspected(target, asked, [])
+    is_given = any(text.partition("=")[0] == "latency.table" for text in asked)
+    if fresh and is_given and config.latency.table is not None:
+        raise ConfigError(
+            f"latency --fresh measures, and would not use the table {config.latency.table}; leave one of the two out"
+        )
     from autoslim.inspection import latency_facts
     from autoslim.terminal import latency_report
 
@@ -269,6 +281,7 @@ def latency(
         ratio=width,
         budget=budget,
         csv=csv,
+        given=is_given,
         fresh=fresh,
         progress=_progress(),
     )
@@ -379,7 +392,7 @@ def slim(
     if launched().size > 1:
         raise ConfigError("slim --budget and --ratio take a net from what is there; start them without torchrun")
     from autoslim.cost import as_spelt
-    from autoslim.path import take_from_path
+    from autoslim.path import found_on_path, take_from_path
     from autoslim.run import check_searched, exclusive, grown_ratios, keep_config, open_run
 
     root, wanted = _opened(config, asked, run_dir, device, threads)
@@ -398,9 +411,11 @@ def slim(
         taken = [take_from_path(opened, text) for text in budget]
         if None not in taken:
             keep_config(opened)
-    if None in taken:
-        _stages(config, [*asked, f"slim.budgets={json.dumps(budgets)}"], run_dir, device, threads, as_json, "slim")
-        return
+    if None in taken:  # the search goes on
+        asked.append(f"slim.budgets={json.dumps(budgets)}")
+        opened, _ = _worked(config, asked, run_dir, device, threads, "slim")
+        pairs = zip(budget, taken, strict=True)
+        taken = [found_on_path(opened, text) if metrics is None else metrics for text, metrics in pairs]
     if as_json:
         print(json.dumps(taken))
         return
@@ -448,7 +463,36 @@ def _stages(
     budgets: list[str] | None = None,
     seed: int | None = None,
 ) -> None:
-    """Open the run, then work on some stages (default: all), with `budgets` on some of the nets, by a `seed`."""
+    """Work on some stages (default: all), with `budgets` on some of the nets, by a `seed`, and print what came out."""
+    opened, results = _worked(target, set_, run_dir, device, threads, *only, budgets=budgets, seed=seed)
+    if results is None:
+        return
+    is_summed_up = not only or "report" in only
+    if as_json:
+        print(json.dumps(results if is_summed_up else {"directory": str(opened.root), **results}))
+    if as_json or not is_summed_up:
+        return
+    from rich.console import Console
+
+    from autoslim.terminal import print_results
+
+    print_results(results, Console(width=None if sys.stdout.isatty() else 110))
+    if opened.report.exists():
+        print(f"report: {opened.report}")
+    print(f"results: {opened.results}")
+
+
+def _worked(
+    target: str,
+    set_: list[str],
+    run_dir: Path | None,
+    device: str | None,
+    threads: int | None,
+    *only: str,
+    budgets: list[str] | None = None,
+    seed: int | None = None,
+) -> tuple[Run, dict[str, Any] | None]:
+    """Open the run and work on it; on rank 0 with its results as far as they are known."""
     from autoslim.run import chosen_budgets, exclusive, left_out, open_run
 
     root, config = _opened(target, set_, run_dir, device, threads)
@@ -463,20 +507,7 @@ def _stages(
                 f"left out, for slim.budgets does not have it: {', '.join(dropped)}; its net stays in {root}/subnets, "
                 f"and autoslim slim {root} --budget takes it up again"
             )
-        results = _work(opened, progress, only, budgets, seed)
-    if results is None:
-        return
-    if as_json:
-        print(json.dumps(results))
-        return
-    from rich.console import Console
-
-    from autoslim.terminal import print_results
-
-    print_results(results, Console(width=None if sys.stdout.isatty() else 110))
-    if opened.report.exists():
-        print(f"report: {opened.report}")
-    print(f"results: {opened.results}")
+        return opened, _work(opened, progress, only, budgets, seed)
 
 
 def _work(

@@ -12,15 +12,24 @@ import torch
 from torch import Tensor, nn
 
 from autoslim.config import Config
-from autoslim.cost import LATENCY, Budget, Cost, check_closed_forms, costs_of, resolve_budget, slimmable_share
+from autoslim.cost import (
+    LATENCY,
+    Budget,
+    Cost,
+    as_spelt,
+    check_closed_forms,
+    costs_of,
+    resolve_budget,
+    slimmable_share,
+)
 from autoslim.data import load_data
 from autoslim.distributed import usable_device
 from autoslim.errors import BudgetError
 from autoslim.latency import latencies, measure_latency_table, say_if_disturbed, spread
-from autoslim.models import build_model
+from autoslim.models import build_model, check_numbers, has_numbers
 from autoslim.progress import Progress
 from autoslim.records import read_widths
-from autoslim.run import read_run
+from autoslim.run import Run, read_run
 from autoslim.runtimes import find_runtime, torch_threads
 from autoslim.slicing import extract
 from autoslim.slim import uniform_like
@@ -54,7 +63,7 @@ def inspect_model(
     refused = _refused(budgets, config.space.choices(every))
     space, latency = searched_space(
         config,
-        model.to(device),
+        model.to(device) if has_numbers(model) else model,
         every,
         example.to(device),
         budgets=[text for text in budgets if text not in refused],
@@ -169,6 +178,7 @@ def _latency_cost(
         found = LatencyTable.load(given)
         say_if_disturbed(found, progress)
         return LatencyCost(space, found)
+    check_numbers(config.model, model)
     table = measure_latency_table(
         model,
         space,
@@ -191,17 +201,24 @@ def latency_facts(
     ratio: float = 1.0,
     budget: str | None = None,
     csv: Path | None = None,
+    given: bool = False,
     fresh: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """What each operator of a net takes, and the whole net: as predicted, and as measured end to end.
 
     The net has uniform widths, at `ratio` or for `budget`; of a run, it is the one found for the budget. The table is
-    written to `csv`.
+    written to `csv`. That of a run is used if it is of the same runtime, threads and device, unless the table of the
+    configuration is `given`, instead of it, or all are measured anew (`fresh`).
     """
     find_runtime(config.latency.runtime)
     device = usable_device(config.device)
+    opened = None if run is None else read_run(run)
+    kept = opened.latency_table if opened is not None and not given else None
+    if fresh or (kept is not None and opened is not None and kept.exists() and not _is_table_for(opened, config)):
+        kept, config = None, config.model_copy(update={"latency": config.latency.model_copy(update={"table": None})})
     model, every, example = _traced(config, shape, from_data=from_data)
+    check_numbers(config.model, model)
     model, example = model.to(device), example.to(device)
     space, cost = searched_space(
         config,
@@ -210,13 +227,13 @@ def latency_facts(
         example,
         budgets=[_ANY_LATENCY],
         progress=progress,
-        kept=None if run is None or fresh else read_run(run).latency_table,
+        kept=kept,
         fresh=fresh,
     )
     assert cost is not None, "a budget on latency was named"
     if csv is not None:
         cost.table.save(csv)
-    name, widths = _asked_net(space, cost, run, ratio, budget)
+    name, widths = _asked_net(space, cost, opened, config.space.choices(every), ratio, budget)
     threads = config.latency.threads or config.threads
     samples = latencies(extract(model, space, widths), example, config.latency.runtime, threads)
     with torch_threads(threads) as count:
@@ -233,13 +250,29 @@ def latency_facts(
         }
 
 
+def _is_table_for(run: Run, config: Config) -> bool:
+    """Is the table of a run of the runtime, threads and device that are asked for?"""
+    known, asked = (
+        {"runtime": each.latency.runtime, "threads": str(each.latency.threads or each.threads), "device": each.device}
+        for each in (run.config, config)
+    )
+    if run.config.latency.table is None:  # the run measured it; one from elsewhere is of whatever machine
+        about = LatencyTable.load(run.latency_table).about
+        known |= {key: about[key] for key in ("runtime", "threads") if key in about}
+    return known == asked
+
+
 def _asked_net(
-    space: ChannelSpace, cost: LatencyCost, run: Path | None, ratio: float, budget: str | None
+    space: ChannelSpace, cost: LatencyCost, run: Run | None, all_choices: ChannelSpace, ratio: float, budget: str | None
 ) -> tuple[str, Widths]:
     if budget is None:
         return ("full net" if ratio == 1.0 else f"widths x{ratio:g}"), space.uniform(ratio)
-    if run is not None and (found := read_run(run).subnet(budget) / "widths.json").exists():
-        return f"found for {budget}", read_widths(found, space)
+    if run is not None:
+        spelt = budget
+        if run.config.system == "autoslim":
+            (spelt,) = as_spelt([budget], run.config.slim.budgets)
+        if (found := run.subnet(spelt) / "widths.json").exists():
+            return f"found for {spelt}", read_widths(found, all_choices)  # other tables measure other choices
     costs: dict[str, Cost] = {**costs_of(space), LATENCY: cost}
     chosen, limit = resolve_budget(budget, space, costs)
     ratio, widths = uniform_like(space, chosen, limit)

@@ -41,11 +41,25 @@ def build_model(name: str, arguments: Mapping[str, Any] | None = None) -> nn.Mod
         model = builder(**arguments)
     except ConfigError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a network's own sys.exit() would end us as if all were well
         raise ConfigError(f"model {name!r} cannot be built: {describe(error)}") from error
     if not isinstance(model, nn.Module):
         raise ConfigError(f"model {name!r} gives {type(model).__name__}, no torch.nn.Module")
     return model
+
+
+def has_numbers(model: nn.Module) -> bool:
+    """Has it weights, or, where it was built on the meta device, their shapes only?"""
+    return not any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
+
+
+def check_numbers(name: str, model: nn.Module) -> None:
+    """`ConfigError` for a network that can be looked at, but not run."""
+    if not has_numbers(model):
+        raise ConfigError(
+            f"model {name!r} has weights on the meta device, which are shapes without numbers; it cannot be run: "
+            "build it on the CPU"
+        )
 
 
 def _check_builds(name: str, builder: Callable[..., Any]) -> None:

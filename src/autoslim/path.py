@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from autoslim.cost import LATENCY, Budget, Cost, costs_of, figures_of, resolve_budget
 from autoslim.errors import RunError
 from autoslim.files import write_json, write_whole
-from autoslim.records import FULL_METRICS, NET_METRICS, STEP, read_checked, read_lines, read_space
+from autoslim.records import FULL_METRICS, NET_METRICS, STEP, read_checked, read_lines, read_space, read_widths
 from autoslim.run import Run
 from autoslim.slim import widths_within
-from autoslim.space import ChannelSpace, SlimStep
+from autoslim.space import ChannelSpace, SlimStep, Widths
 from autoslim.tables import LatencyCost, LatencyTable
 
 
@@ -58,16 +59,27 @@ def take_from_path(run: Run, budget: str) -> dict[str, Any] | None:
     supernet = run.supernet / "metrics.json"
     if widths is None or not supernet.exists():
         return None
-    taken = next((number for number, step in enumerate(steps, start=1) if step.widths == widths), 0)
     accuracy = {"supernet": read_checked(supernet, FULL_METRICS)["accuracy"]}
-    if taken:
-        accuracy["held_out"] = read_lines(run.slim_log, STEP)[taken - 1].get("accuracy")
-    metrics = {
-        "budget": budget,
-        **figures_of(costs, widths),
-        "accuracy": accuracy,
-        "steps": taken,
-    }
+    metrics = _placed({"budget": budget, **figures_of(costs, widths), "accuracy": accuracy}, run, steps, widths)
     write_whole(directory / "widths.json", widths.to_json())
     write_json(directory / "metrics.json", metrics)
     return metrics
+
+
+def found_on_path(run: Run, budget: str) -> dict[str, Any]:
+    """The metrics of a net that a search has just found, as `take_from_path` gives them: with its place on the path."""
+    space, directory = read_space(run.space), run.subnet(budget)
+    metrics = read_checked(directory / "metrics.json", NET_METRICS)
+    if metrics.get("exchanges"):  # it has left the path
+        return metrics
+    steps = read_path(run, space, costs_of(space)["macs"])
+    return _placed(metrics, run, steps, read_widths(directory / "widths.json", space))
+
+
+def _placed(metrics: dict[str, Any], run: Run, steps: Sequence[SlimStep], widths: Widths) -> dict[str, Any]:
+    """Metrics with the number of steps to a net, and with its accuracy on the held-out images."""
+    taken = next((number for number, step in enumerate(steps, start=1) if step.widths == widths), 0)
+    accuracy = dict(metrics["accuracy"])
+    if taken:
+        accuracy["held_out"] = read_lines(run.slim_log, STEP)[taken - 1].get("accuracy")
+    return {**metrics, "accuracy": accuracy, "steps": taken}

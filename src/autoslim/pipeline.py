@@ -43,7 +43,7 @@ from autoslim.judge import Judge, RacingJudge, ReuseJudge, evaluate, make_judge
 from autoslim.latency import latencies, spread
 from autoslim.launch import launched
 from autoslim.memory import in_smaller_batches, is_out_of_memory, naming_memory, parts_of
-from autoslim.models import build_model
+from autoslim.models import build_model, check_numbers
 from autoslim.optimizers import make_optimizer, make_schedule
 from autoslim.path import read_path
 from autoslim.precision import lowered, lowered_inputs, rounding_of
@@ -64,7 +64,7 @@ from autoslim.records import (
     read_widths,
 )
 from autoslim.report import has_plotly, render_report
-from autoslim.run import Run, begin_run
+from autoslim.run import Run, begin_run, remove_net
 from autoslim.runtimes import find_runtime
 from autoslim.scores import SCORES
 from autoslim.slicing import extract
@@ -190,6 +190,7 @@ def prepare(run: Run, progress: Progress) -> Job:
         raise ExportError("export.report needs plotly: pip install 'autoslim[report]'")
     data = _load(config, progress)
     model = fresh_model(config)
+    check_numbers(config.model, model)
     example = torch.zeros(1, *data.image_shape)
     every = trace(model, example, **config.space.wishes())
     _check_output(config, model, example, data)
@@ -200,7 +201,13 @@ def prepare(run: Run, progress: Progress) -> Job:
     wanted = config.slim.budgets if config.system == "autoslim" else ()
     space, latency = agreed(
         lambda: searched_space(
-            config, model, every, example.to(device), budgets=wanted, progress=progress, kept=run.latency_table
+            config,
+            model,
+            every,
+            example.to(device),
+            budgets=wanted,
+            progress=progress,
+            kept=run.latency_table if run.is_begun else None,  # a failed start may have had another runtime
         )
     )
     costs = costs_of(space) | ({LATENCY: latency} if latency is not None else {})
@@ -288,7 +295,7 @@ def _workers(config: Config) -> int:
 def _keep_record(run: Run, data: ImageData) -> None:
     """Write which images were held out to `data.json`; `RunError` if they are not those of the run any more."""
     record = data.record()
-    if run.data.exists() and run.supernet.exists():
+    if run.data.exists() and run.is_begun:
         before = read_checked(run.data, DATA)
         changed = [part for part, digest in record["digest"].items() if before["digest"].get(part) != digest]
         if changed:
@@ -299,14 +306,21 @@ def _keep_record(run: Run, data: ImageData) -> None:
                 f"the images are not those that {run.root} was begun with ({counts}); restore them or choose another "
                 "--run-dir"
             )
-    elif not run.data.exists():
+    else:  # what a failed start left may be of other images
         write_json(run.data, record)
 
 
 def _check_output(config: Config, model: nn.Module, example: Tensor, data: ImageData) -> None:
     """The network must give one logit per class, when it is trained too."""
-    with torch.no_grad():
-        output = model.eval()(example)
+    try:
+        with torch.no_grad():
+            output = model.eval()(example)
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        others = sorted({str(each.dtype) for each in model.parameters()} - {"torch.float32"})
+        hint = f"; its weights are {', '.join(others)} and images float32: return model.float()" if others else ""
+        raise ConfigError(f"model {config.model!r} does not run: {describe(error)}{hint}") from error
     trained = _output_in_training(config, model.train(), example)
     for each, when in ((output, ""), (trained, " in training mode")):
         if not isinstance(each, Tensor) or each.ndim != 2:
@@ -486,8 +500,12 @@ def slim_stage(job: Job) -> None:
             _take_ratios(job)
         return
     if agreed(lambda: all(_is_found(job, budget) for budget in job.budgets)):
-        job.progress.say(f"search: done before, {job.run.slim_log}")
-        return
+        if agreed(job.run.slim_log.exists):
+            job.progress.say(f"search: done before, {job.run.slim_log}")
+            return
+        job.progress.say(f"search: done again, for {job.run.slim_log} is gone")
+    if world().is_main and not job.run.slim_log.exists():
+        _lose_found(job)
     assert isinstance(job.net, Supernet)
     steps = agreed(lambda: read_path(job.run, job.space, job.costs["macs"]))
     images = job.held_out()
@@ -554,6 +572,11 @@ def slim_stage(job: Job) -> None:
         if not world().is_main:
             continue
         supernet = read_checked(job.run.supernet / "metrics.json", FULL_METRICS)
+        if _is_another(job, directory, widths):
+            job.progress.say(f"search: {budget.text} is another net than before; what was made of that is removed")
+            known = {"budget": budget.text, **job.figures(widths), "accuracy": {}}
+            write_json(directory / "metrics.json", known)  # first: a kill leaves no mixture
+            remove_net(job.run, budget.text)
         write_whole(directory / "widths.json", widths.to_json())
         found = _net_at(job, budget.text, widths)
         accuracy = {"supernet": supernet["accuracy"], "found": _tested(job, found)}
@@ -566,6 +589,23 @@ def _is_found(job: Job, budget: Budgeted) -> bool:
     """Are the widths of a budget there, and the accuracy of its net?"""
     is_there = (job.run.subnet(budget.text) / "widths.json").exists()
     return is_there and "found" in _metrics(job, budget.text).get("accuracy", {})
+
+
+def _lose_found(job: Job) -> None:
+    """Before a search that begins anew: what an earlier one found is to be found again, also after a kill."""
+    for budget in job.budgets:
+        metrics = _metrics(job, budget.text)
+        job.run.exchange_log(budget.text).unlink(missing_ok=True)
+        if metrics:
+            accuracy = {kind: value for kind, value in metrics["accuracy"].items() if kind not in ("found", "held_out")}
+            metrics = {key: value for key, value in metrics.items() if key not in ("steps", "exchanges")}
+            write_json(job.run.subnet(budget.text) / "metrics.json", metrics | {"accuracy": accuracy})
+
+
+def _is_another(job: Job, directory: Path, widths: Widths) -> bool:
+    """Does a net of other widths lie there?"""
+    path = directory / "widths.json"
+    return path.exists() and read_widths(path, job.space) != widths
 
 
 def _step_rule(job: Job) -> str:
@@ -663,6 +703,9 @@ def retrain_stage(job: Job) -> None:
     if job.config.system not in ("autoslim", "i-net"):
         return
     plans = agreed(lambda: [plan for budget in job.budgets for plan in _plans(job, budget.text)])
+    is_joint = job.config.retrain.jointly and job.config.system == "autoslim"
+    for kind in ("retrained", "uniform") if is_joint else ():
+        _train_jointly(job, kind, [plan for plan in plans if plan.kind == kind])
     for plan in plans:
         path = job.run.seeded(plan.budget, job.seed) / "metrics.json"
         metrics: dict[str, Any] = agreed(partial(_figures_by_seed, job, path))
@@ -670,12 +713,9 @@ def retrain_stage(job: Job) -> None:
         if is_taken and "found" not in metrics["accuracy"] and world().is_main:  # later, from the path of the search
             metrics["accuracy"]["found"] = _tested(job, _net_at(job, plan.budget, plan.widths))
             write_json(path, metrics)
-        if plan.kind in metrics["accuracy"] and (plan.kind == "uniform" or agreed(partial(_is_kept, job, plan))):
+        if agreed(partial(_is_retrained, job, plan, metrics)):
             continue
-        if job.config.retrain.jointly and job.config.system == "autoslim":
-            net = _jointly_trained(job, plan, [other for other in plans if other.kind == plan.kind])
-        else:
-            net = _retrained(job, plan)
+        net = _switch_of(job, plan) if is_joint else _retrained(job, plan)
         if not world().is_main:
             continue
         metrics["accuracy"][plan.kind] = _tested(job, net)
@@ -683,9 +723,11 @@ def retrain_stage(job: Job) -> None:
         job.progress.say(f"{_stage_of(job, plan)}: {metrics['accuracy'][plan.kind]:.1%} on the test images")
 
 
-def _is_kept(job: Job, plan: _Plan) -> bool:
-    """Are the weights of a net there, if a later stage needs them? It does not need those of other seeds."""
-    return job.seed != job.config.seed or (plan.directory / "model.safetensors").exists()
+def _is_retrained(job: Job, plan: _Plan, metrics: Mapping[str, Any]) -> bool:
+    """Is its accuracy known, and are its weights there, if a later stage needs them? It needs none of other seeds."""
+    is_needed = plan.kind == "retrained" and job.seed == job.config.seed
+    is_kept = not is_needed or (plan.directory / "model.safetensors").exists()
+    return plan.kind in metrics["accuracy"] and is_kept
 
 
 def _stage_of(job: Job, plan: _Plan) -> str:
@@ -734,7 +776,7 @@ def export_stage(job: Job) -> None:
             if "latency_ms" not in metrics:
                 metrics |= _measured(job, net)
                 write_json(directory / "metrics.json", metrics)
-            if wants_onnx and "onnx" not in metrics:
+            if wants_onnx and not ("onnx" in metrics and (directory / "model.onnx").exists()):
                 net = net.cpu()
                 export_onnx(net, example.cpu(), directory / "model.onnx")
                 difference = verify_onnx(directory / "model.onnx", net, images.cpu())
@@ -753,27 +795,38 @@ def _measured(job: Job, net: nn.Module) -> dict[str, float]:
 def report_stage(job: Job) -> dict[str, Any]:
     """Write `results.json` and `report.html`; returns the results."""
     run = job.run
-    full = read_checked(_need(run.supernet / "metrics.json", "train"), FULL_METRICS)
-    subnets = []
+    _need(run.supernet / "metrics.json", "train")
     for budget in job.budgets:
-        metrics = read_checked(_need(run.subnet(budget.text) / "metrics.json", "slim"), NET_METRICS)
-        accuracy = {kind: metrics["accuracy"].get(kind) for kind in ("supernet", "found", "retrained", "uniform")}
-        subnets.append({**metrics, "accuracy": accuracy, "latency_ms": metrics.get("latency_ms")})
-        if seeds := _over_seeds(job, budget.text, accuracy):
-            subnets[-1]["seeds"] = seeds
-    results = {
-        "model": job.config.model,
-        "system": job.config.system,
-        "latency": {"runtime": job.config.latency.runtime, "threads": _threads(job)},
-        "full": full,
-        "subnets": [{**subnet, "uniform": subnet.get("uniform")} for subnet in subnets],
-    }
+        _need(run.subnet(budget.text) / "metrics.json", "slim")
+    results = results_so_far(job)
     write_json(run.results, results)
     if job.config.export.report == "auto" and not has_plotly():
         job.progress.say("report: no report.html, for autoslim[report] is not installed")
     elif job.config.export.report is not False:
         write_whole(run.report, render_report(_report_record(job, results)))
     return results
+
+
+def results_so_far(job: Job) -> dict[str, Any]:
+    """The sum of a run as far as it is: of the budgets those whose nets were found."""
+    subnets = []
+    supernet = job.run.supernet / "metrics.json"
+    for budget in job.budgets:
+        if not (metrics := _metrics(job, budget.text)):
+            continue
+        accuracy = {kind: metrics["accuracy"].get(kind) for kind in ("supernet", "found", "retrained", "uniform")}
+        subnets.append({**metrics, "accuracy": accuracy, "latency_ms": metrics.get("latency_ms")})
+        if seeds := _over_seeds(job, budget.text, accuracy):
+            subnets[-1]["seeds"] = seeds
+        if job.seed != job.config.seed:
+            subnets[-1] |= _figures_by_seed(job, job.run.seeded(budget.text, job.seed) / "metrics.json")
+    return {
+        "model": job.config.model,
+        "system": job.config.system,
+        "latency": {"runtime": job.config.latency.runtime, "threads": _threads(job)},
+        "full": read_checked(supernet, FULL_METRICS) if supernet.exists() else None,
+        "subnets": [{**subnet, "uniform": subnet.get("uniform")} for subnet in subnets],
+    }
 
 
 def _over_seeds(job: Job, budget: str, accuracy: Mapping[str, float | None]) -> dict[str, Any]:
@@ -803,14 +856,13 @@ _BY_MAIN = ("export", "report")
 
 
 def run_stages(job: Job, *only: str) -> dict[str, Any] | None:
-    """Some stages or all in their order, on every rank; the results of the run, if they were summed up here."""
-    results = None
+    """Some stages or all in their order, on every rank; on rank 0 the results of the run, as far as they are known."""
     for name, stage in STAGES.items():
         if not only or name in only:
             if world().is_main or name not in _BY_MAIN:
-                results = stage(job)
+                stage(job)
             wait_for_all()
-    return results
+    return results_so_far(job) if world().is_main else None
 
 
 # --- pieces ------------------------------------------------------------------------------------------------------
@@ -824,10 +876,12 @@ def _train(
     step: Step,
     directory: Path,
     accuracies: Callable[[], Mapping[str, Any]],
+    about: Mapping[str, Any] | None = None,
 ) -> None:
     """Run the epochs that are missing, with a line in `train.jsonl` and a checkpoint after each, and some in between.
 
-    Asked to stop, it finishes the step and writes a checkpoint in the middle of the epoch.
+    Asked to stop, it finishes the step and writes a checkpoint in the middle of the epoch. Checkpoints hold what is
+    to be known `about` the net, too.
     """
     batches = job.batches(job.data.train, recipe.batch_size, recipe)
     training = Training(net, recipe, len(batches), seed=job.seed)
@@ -847,7 +901,7 @@ def _train(
     def save() -> None:
         nonlocal saved
         if world().is_main:
-            save_tensors(checkpoint, training.state(), {"stage": stage, **training.record()})
+            save_tensors(checkpoint, training.state(), {"stage": stage, **training.record(), **(about or {})})
         saved = time.monotonic()
 
     total = recipe.epochs * training.steps_per_epoch
@@ -941,22 +995,54 @@ def _drop_checkpoint(directory: Path) -> None:
         (directory / "checkpoint.safetensors").unlink(missing_ok=True)
 
 
-def _jointly_trained(job: Job, plan: _Plan, plans: Sequence[_Plan]) -> nn.Module:
-    """The net of a plan, out of an S-Net of all plans of its kind that is trained by the recipe (or was before)."""
-    recipe, directory = job.config.retrain, job.run.joint(plan.kind)
-    if agreed((directory / "model.safetensors").exists):
+def _train_jointly(job: Job, kind: str, plans: Sequence[_Plan]) -> None:
+    """Train an S-Net of all plans of a kind by the recipe, unless none of them is left to do, or it was done before.
+
+    One that lacks a budget, for that came later, is trained anew with all: its switches share their weights.
+    """
+    recipe, directory = job.config.retrain, job.run.joint(kind)
+    left = agreed(lambda: [each for each in plans if not _is_retrained(job, each, _metrics(job, each.budget))])
+    if not left:
+        return
+    before = agreed(lambda: _switches_in(directory / "model.safetensors"))
+    lacking = [each.budget for each in left if before.get(each.budget) != dict(each.widths)]
+    if not lacking:
         _drop_checkpoint(directory)
-        saved = load_subnet(directory, _builder(job)).to(job.device)
-        assert isinstance(saved, SwitchableNet)
-        switchable = saved
-    else:
-        origin = job.model if recipe.init == "supernet" else fresh_model(job.config)
-        whole = extract(origin, plan.space, plan.space.full()).to(job.device)  # a copy: the supernet stays as it is
-        switchable = SwitchableNet(whole, plan.space, {each.budget: each.widths for each in plans})
-        step, accuracies = switch_step(switchable, recipe), _accuracies_of_switches(switchable, job.held_out())
-        _train(job, f"{plan.kind} jointly", switchable, recipe, step, directory, accuracies)
-        job.save(directory, switchable)
-        _drop_checkpoint(directory)
+        return
+    if before:
+        job.progress.say(f"{kind} jointly: anew with all budgets, for what was trained lacks {', '.join(lacking)}")
+    switches = {each.budget: dict(each.widths) for each in plans}
+    if agreed(lambda: _switches_in(directory / "checkpoint.safetensors")) not in ({}, switches):
+        _drop_checkpoint(directory)  # of other switches
+    space = plans[0].space
+    origin = job.model if recipe.init == "supernet" else fresh_model(job.config)
+    whole = extract(origin, space, space.full()).to(job.device)  # a copy: the supernet stays as it is
+    net = SwitchableNet(whole, space, {each.budget: each.widths for each in plans})
+    step, accuracies = switch_step(net, recipe), _accuracies_of_switches(net, job.held_out())
+    _train(job, f"{kind} jointly", net, recipe, step, directory, accuracies, {"switches": switches})
+    if world().is_main:
+        for plan in plans:  # before the new net is there: a kill must not leave figures of the one before beside it
+            metrics = _metrics(job, plan.budget)
+            if metrics["accuracy"].pop(kind, None) is not None:
+                write_json(job.run.subnet(plan.budget) / "metrics.json", _without_onnx(metrics, kind))
+    job.save(directory, net)
+    _drop_checkpoint(directory)
+
+
+def _without_onnx(metrics: dict[str, Any], kind: str) -> dict[str, Any]:
+    """Figures without what was said of an ONNX file, whose weights are those of a net trained before."""
+    return {key: value for key, value in metrics.items() if key != "onnx" or kind != "retrained"}
+
+
+def _switches_in(path: Path) -> dict[str, dict[str, int]]:
+    """Names and widths of the switches in a file of tensors; nothing if it is not there or does not say."""
+    return dict(load_tensors(path)[1].get("switches", {})) if path.exists() else {}
+
+
+def _switch_of(job: Job, plan: _Plan) -> nn.Module:
+    """The net of a plan, out of the S-Net that `_train_jointly` left."""
+    switchable = load_subnet(job.run.joint(plan.kind), _builder(job)).to(job.device)
+    assert isinstance(switchable, SwitchableNet)
     net = switchable.subnet(plan.budget)
     job.save(plan.directory, net, plan.space, plan.widths)
     return net
@@ -1064,10 +1150,10 @@ def _report_record(job: Job, results: Mapping[str, Any]) -> dict[str, Any]:
             }
         )
     return {
+        **run.provenance,
         "name": run.name,
         "model": config.model,
         "system": config.system,
-        **run.provenance,
         "device": config.device,
         "threads": config.threads,
         "runtime": config.latency.runtime,

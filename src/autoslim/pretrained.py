@@ -88,7 +88,7 @@ def load_pretrained(
             else f"{source} holds no tensor at all; save model.state_dict()"
         )
     misshapen = [n for n, (own, tensor) in taken.items() if own.shape != tensor.shape]
-    head = _head_of_other_size({n: taken[n] for n in misshapen})
+    head = _head_of_other_size(model, {n: taken[n] for n in misshapen}, num_classes)
     if head is None:
         first = misshapen[0]
         own, tensor = taken[first]
@@ -307,26 +307,56 @@ def _without_prefix(model: nn.Module, tensors: dict[str, Tensor]) -> dict[str, T
     return {key.removeprefix(best): tensor for key, tensor in tensors.items()}
 
 
-def _head_of_other_size(misshapen: Mapping[str, tuple[Tensor, Tensor]]) -> tuple[int, int] | tuple[()] | None:
+def _head_of_other_size(
+    model: nn.Module, misshapen: Mapping[str, tuple[Tensor, Tensor]], num_classes: int | None
+) -> tuple[int, int] | tuple[()] | None:
     """How many classes there and here; nothing if all tensors fit, None if it is not the head alone that does not.
 
     A layer with another number of outputs changes the inputs of those that read it. Only the last is read by none.
     """
     sizes = set()
-    for own, tensor in misshapen.values():
+    for name, (own, tensor) in misshapen.items():
         if not own.ndim or own.ndim != tensor.ndim or own.shape[1:] != tensor.shape[1:]:
+            return None
+        if own.shape[0] != (num_classes or own.shape[0]) or not _may_be_of_head(model, name, own.shape[0], num_classes):
             return None
         sizes.add((tensor.shape[0], own.shape[0]))
     return () if not sizes else sizes.pop() if len(sizes) == 1 else None
+
+
+def _may_be_of_head(model: nn.Module, name: str, size: int, num_classes: int | None) -> bool:
+    """Is this a tensor of a layer of so many outputs that the next one does not read, as it would read a stem's?
+
+    What is in no such layer, as a table of positions or a weight of the network itself, counts by the number of
+    classes alone.
+    """
+    path = name.rpartition(".")[0]
+    layers = dict(model.named_modules(remove_duplicate=False))
+    while path and not hasattr(layers[path], "out_features") and not hasattr(layers[path], "out_channels"):
+        path = path.rpartition(".")[0]  # of a weight that is computed: below its layer
+    if not path:
+        return num_classes == size
+    if _outputs_of(layers[path]) != size:
+        return False
+    places = list(layers)
+    later = (layers[place] for place in places[places.index(path) + 1 :] if not place.startswith(f"{path}."))
+    reader = next((module for module in later if next(module.parameters(recurse=False), None) is not None), None)
+    return reader is None or size not in {getattr(reader, key, None) for key in _INPUTS}
+
+
+_INPUTS = ("in_features", "in_channels", "num_features", "num_channels")  # what layers call the size they read
+
+
+def _outputs_of(layer: nn.Module) -> Any:
+    return getattr(layer, "out_features", getattr(layer, "out_channels", None))
 
 
 def _is_head(model: nn.Module, name: str, missing: Iterable[str], num_classes: int | None) -> bool:
     """Is this a tensor of a layer with an output per class, none of which is there?"""
     path, _, _ = name.rpartition(".")
     layer = model.get_submodule(path)
-    outputs = getattr(layer, "out_features", getattr(layer, "out_channels", None))
     own = {f"{path}.{key}" for key, _ in layer.named_parameters(recurse=False)}
-    return num_classes is not None and outputs == num_classes and own <= set(missing)
+    return num_classes is not None and _outputs_of(layer) == num_classes and own <= set(missing)
 
 
 @torch.no_grad()

@@ -132,7 +132,7 @@ def render_report(record: Record) -> str:
     figures: dict[str, Figure] = {}
     content = {
         "title": f"{escape(str(record['name']))}: AutoSlim report",
-        "kicker": f"{escape(str(record['name']))} · {escape(_date(record))}",
+        "kicker": " · ".join(escape(part) for part in (str(record["name"]), _date(record)) if part),
         "headline": _headline(record),
         "lead": _lead(record),
         "tiles": _tiles(record),
@@ -259,7 +259,8 @@ def _layer_names(names: Sequence[str], length: int) -> list[str]:
 
 
 def _date(record: Record) -> str:
-    return str(record["date"])[:16].replace("T", " ")
+    """Empty if it is not known: a configuration written by hand may be taken for a run's."""
+    return str(record.get("date", ""))[:16].replace("T", " ")
 
 
 def _plural(number: int, noun: str) -> str:
@@ -949,18 +950,18 @@ def _names(names: Sequence[str]) -> str:
 
 
 def _provenance(record: Record) -> str:
-    version, device = record["version"], record["device"]
+    version, device = record.get("version"), record["device"]
     facts = {
         "Run": record["name"],
         "Model": record["model"],
         "Data": record["data"]["source"],
         "AutoSlim": f"{version}, commit {record['commit']}" if record.get("commit") else version,
-        "Date": record["date"],
+        "Date": record.get("date"),
         "Seed": record["seed"],
         "Device": f"{device}, {_plural(record['threads'], 'thread')}" if record.get("threads") else device,
-        "Machine": record["machine"],
+        "Machine": record.get("machine"),
     }
-    return "".join(f"<dt>{name}</dt><dd>{escape(str(value))}</dd>" for name, value in facts.items())
+    return "".join(f"<dt>{name}</dt><dd>{escape(str(fact))}</dd>" for name, fact in facts.items() if fact is not None)
 
 
 # --- the nets, one panel for each --------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -122,6 +123,12 @@ class Run:
         """The latency table that budgets of this run were taken by, if there are any."""
         return self.root / "latency.csv"
 
+    @property
+    def is_begun(self) -> bool:
+        """Was anything computed that a later stage goes on from? Locks are nothing, nor are files of a failed start."""
+        found = (*self.root.glob("joint/*/*"), *self.root.glob("subnets/*/[!.]*.*"))
+        return self.supernet.exists() or self.slim_log.exists() or bool(found)
+
     def joint(self, kind: str) -> Path:
         """Directory of an S-Net of the nets found ("retrained"), or of the uniform ones."""
         return self.root / "joint" / kind
@@ -178,7 +185,7 @@ def open_run(root: Path, config: Config) -> Run:
     may_change |= set() if run.slim_log.exists() else _BEFORE_SEARCH
     if not set(different) - may_change:
         return replace(run, config=config)
-    if not run.supernet.exists():
+    if not run.is_begun:
         return _new_run(root, config)
     first = ", ".join(f"{key} is {before.get(key)!r} there and {after.get(key)!r} now" for key in different[:3])
     more = f" and {len(different) - 3} more" if len(different) > 3 else ""
@@ -195,10 +202,24 @@ def left_out(run: Run) -> list[str]:
 
 
 def begin_run(run: Run, space_json: str) -> None:
-    """Write `config.yaml` and `space.json`, once everything that can be checked beforehand was."""
-    if not run.supernet.exists():
+    """Write `config.yaml` and `space.json`, once everything that can be checked beforehand was.
+
+    What a failed start left is removed: it may have had another configuration.
+    """
+    if not run.is_begun:
         write_whole(run.space, space_json)
+        for leftover in (run.train_log, run.latency_table):
+            leftover.unlink(missing_ok=True)
     keep_config(run)
+
+
+def remove_net(run: Run, budget: str) -> None:
+    """Remove what was trained and exported of the net of a budget; its widths and figures stay."""
+    directory = run.subnet(budget)
+    for name in ("model.safetensors", "model.onnx", "checkpoint.safetensors"):
+        (directory / name).unlink(missing_ok=True)
+    for below in (directory / "uniform", *directory.glob(f"{_SEED}*")):
+        shutil.rmtree(below, ignore_errors=True)
 
 
 def _new_run(root: Path, config: Config) -> Run:

@@ -191,8 +191,14 @@ def latency_report(facts: Mapping[str, Any], console: Console, top: int) -> None
         f"(interquartile range {facts['spread_ms']:.2f} ms)",
         highlight=False,
     )
-    about = ", ".join(f"{key} {value}" for key, value in facts["table"].items() if key in ("versions", "machine"))
-    console.print(f"table: {about or 'given'}", highlight=False, markup=False, soft_wrap=True)
+    table = facts["table"]
+    about = ", ".join(f"{key} {table[key]}" for key in _TABLE_NOTES if key in table) or "given"
+    if (table.get("runtime"), table.get("threads")) != (facts["runtime"], str(facts["threads"])):
+        about += f"; measured end to end: runtime {facts['runtime']}, threads {facts['threads']}"
+    console.print(f"table: {about}", highlight=False, markup=False, soft_wrap=True)
+
+
+_TABLE_NOTES = ("runtime", "threads", "versions", "machine")  # of what is known of a latency table
 
 
 def _frozen_table(notes: Sequence[Mapping[str, str]]) -> Table:

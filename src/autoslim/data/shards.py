@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -38,6 +38,7 @@ _LABELS = ("cls", "label", "json")  # members that may tell the class, the first
 _BRACES = re.compile(
     r"\\.|\{(-?\d+)\.\.(-?\d+)(?:\.\.-?\d+)?\n?\}|\{([A-Za-z]\.\.[A-Za-z])(?:\.\.-?\d+)?\n?\}|[{},]", re.S
 )
+_INDEX_FORMAT = 2  # those before were made of shards cut short too
 _LONGEST_NUMBER = 30  # digits; no number of shards has more
 
 
@@ -185,8 +186,13 @@ def _indexed(shards: list[str], label_column: str | None) -> tuple[_Index, list[
             with _opened(shard) as file, tarfile.open(fileobj=file, mode="r:") as archive:
                 versions.append(os.path.basename(file.name) if _is_remote(shard) else _version(shard))
                 before = len(rows)
-                for sample in _samples(archive, shard, label_column):
-                    rows.append((number, *sample))
+                try:
+                    for sample in _samples(archive, shard, label_column):
+                        rows.append((number, *sample))
+                except DataError:
+                    _check_end(archive, file, shard)  # it may be why a sample lacks something
+                    raise
+                _check_end(archive, file, shard)
         except tarfile.TarError as error:
             raise DataError(f"shard {shard!r} is no tar file, or a damaged one: {first_line(error)}") from error
         if len(rows) == before:
@@ -200,6 +206,20 @@ def _indexed(shards: list[str], label_column: str | None) -> tuple[_Index, list[
         np.array(columns[4]),
     )
     return index, versions
+
+
+def _check_end(archive: tarfile.TarFile, file: BinaryIO, shard: str) -> None:
+    """`DataError` for an archive without its end, a block of zeros; tarfile takes whatever is no member for it.
+
+    Usual are two such blocks, and more as padding.
+    """
+    archive.getmembers()  # the rest of them
+    file.seek(archive.offset)
+    if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+        raise DataError(
+            f"shard {shard!r} is cut short or damaged: its last whole member is not followed by the end of an archive; "
+            "copy or download it again"
+        )
 
 
 def _samples(archive: tarfile.TarFile, shard: str, label_column: str | None) -> Iterator[tuple[int, int, int, bytes]]:
@@ -376,7 +396,7 @@ def _key(versions: list[str], label_column: str | None) -> str:
 
 
 def _index_path(versions: list[str], label_column: str | None) -> Path:
-    return _folder() / f"{_hashed(_key(versions, label_column))}.npz"
+    return _folder() / f"{_hashed(_key(versions, label_column))}-{_INDEX_FORMAT}.npz"
 
 
 def _kept_index(path: Path) -> _Index | None:
