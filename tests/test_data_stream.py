@@ -402,3 +402,65 @@ def test_a_shard_that_is_cut_anywhere_is_named(tmp_path, written_by):
     for source in (whole, streamed):
         data = load_data(f"wds:{source}", image_size=8)
         assert len(data.train) + len(data.holdout) + len(data.test) == 20
+
+
+# ---- augmentations of whole images and of any number of channels
+
+
+@pytest.fixture(scope="module")
+def ramps(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """48 images of 200x150 that tell where each pixel is: red is its column, green its row."""
+    root = tmp_path_factory.mktemp("ramps")
+    red, green = np.meshgrid(np.linspace(0, 255, 200), np.linspace(0, 255, 150))
+    ramp = np.stack([red, green, np.zeros_like(red)], -1).astype(np.uint8)
+    for index in range(48):
+        path = root / ("cat" if index % 2 else "dog") / f"{index:02}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(ramp).save(path)
+    return root
+
+
+@pytest.mark.parametrize("shift", ["crop:0.1", "crop:0.5"])
+def test_a_crop_before_a_resized_crop_leaves_as_much_of_the_image(ramps, shift):
+    data = load_data(ramps, image_size=32, memory_gb=0.0)
+
+    def seen(augment: str) -> torch.Tensor:
+        """The ranges of columns and rows in what is not black, as shares."""
+        images, _ = collected(Batches(data.train, 8, mean=[0.0] * 3, std=[1.0] * 3, augment=augment))
+        return torch.stack([images[:, c].amax((1, 2)) - images[:, c].amin((1, 2)) for c in (0, 1)], 1).mean(0)
+
+    alone, after = seen("resized-crop:0.5"), seen(f"{shift},resized-crop:0.5")
+    assert alone.min() > 0.6
+    assert (after > 0.8 * alone).all()  # shifted by shares of a whole image, not cut to 32 of its pixels
+
+
+def test_a_crop_before_a_resized_crop_takes_images_smaller_than_the_result(folder):
+    data = load_data(folder, image_size=64, memory_gb=0.0)  # of 24 to 40 pixels
+    images, _ = collected(batches(data, augment="crop,resized-crop"))
+    assert images.shape[1:] == (3, 64, 64)
+    assert images.isfinite().all()
+
+
+@pytest.mark.parametrize("augment", ["jitter", "flip,crop,jitter:1,lighting,erase"])
+def test_streamed_images_of_four_channels_are_augmented_as_in_memory(tmp_path, augment):
+    code = "import numpy as np\ndef make():\n    draws = np.random.default_rng(0)\n"
+    code += "    one = lambda n: [(draws.integers(0, 256, (16, 16, 4), np.uint8), i % 2) for i in range(n)]\n"
+    (tmp_path / "given.py").write_text(code + "    return one(24), one(8)\n")
+    for memory_gb in (0.0, 4.0):
+        data = load_data(f"{tmp_path}/given.py:make", image_size=16, memory_gb=memory_gb)
+        assert isinstance(data.train, ImageSet if memory_gb else StreamedSet)
+        plain = Batches(data.train, 8, mean=[0.0] * 4, std=[1 / 255] * 4)
+        images, _ = collected(Batches(data.train, 8, mean=[0.0] * 4, std=[1 / 255] * 4, augment=augment))
+        assert images.shape[1:] == (4, 16, 16)
+        assert 0 <= images.min() < images.max() <= 255
+        assert not torch.equal(images, collected(plain)[0])
+
+
+@pytest.mark.parametrize(("augment", "streams"), [("crop,jitter,erase", True), ("rand-augment", False)])
+def test_images_augmented_one_by_one_are_the_same_for_any_number_of_ranks(folder, augment, streams):
+    data = load_data(folder, image_size=16, memory_gb=0.0 if streams else 4.0)
+    options = {"augment": augment, "shuffle": True, "seed": 3}
+    shares = [batches(data, share=(rank, 2), **options) for rank in range(2)]
+    for (whole, _), *parts in zip(batches(data, **options), *shares, strict=True):
+        assert torch.equal(whole[0::2], parts[0][0])
+        assert torch.equal(whole[1::2], parts[1][0])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import math
+import subprocess
 import sys
 from pathlib import Path
 
@@ -107,3 +108,12 @@ def test_correlations_of_ranks() -> None:
     assert ranking.spearman(xs, [1.0, 3.0, 2.0, 4.0]) == pytest.approx(0.8)
     assert ranking.spearman([1.0, 1.0, 2.0], [1.0, 1.0, 5.0]) == pytest.approx(1.0)  # equal values share a rank
     assert ranking.kendall([1.0, 1.0, 2.0], [1.0, 2.0, 3.0]) == pytest.approx(2 / math.sqrt(2 * 3))
+
+
+def test_the_script_that_brings_the_data_has_a_help(tmp_path: Path) -> None:
+    pytest.importorskip("torchvision")
+    script = ROOT / "benchmarks" / "paper" / "fetch.py"
+    done = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "fashion-mnist.npz" in done.stdout
+    assert not any(tmp_path.iterdir())

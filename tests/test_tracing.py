@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 import nets
-from autoslim import ChannelSpace, extract, trace
+import user_nets  # noqa: F401  # registers its nets
+from autoslim import ChannelSpace, Supernet, extract, trace
 from autoslim.errors import TraceError
 from autoslim.rules import _viewed_together
 
@@ -235,3 +236,15 @@ def test_views_hold_the_same_elements() -> None:
             assert dim in left
             assert math.prod(old[axis] for axis in left) == math.prod(new[axis] for axis in right)
             assert math.prod(old[: left.start]) == math.prod(new[: right.start])
+
+
+def test_windows_of_attention_with_a_bias_per_head_are_slimmed_throughout() -> None:
+    transformers = pytest.importorskip("torchvision").models.swin_transformer
+    net = transformers.SwinTransformer([4, 4], 24, [2, 2, 2], [2, 4, 8], [7, 7], num_classes=5)
+    space = trace(net, torch.randn(1, 3, 64, 64))
+    assert [note.name for note in space.notes] == ["head"], "the number of heads stays, each has fewer channels"
+    x = torch.randn(2, 3, 64, 64)
+    widths = space.sample(random.Random(0))
+    subnet = extract(net.eval(), space, widths)
+    with torch.no_grad():
+        torch.testing.assert_close(Supernet(net, space)(x, widths), subnet(x))

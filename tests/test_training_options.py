@@ -690,3 +690,80 @@ def test_weight_decay_spares_norms_with_a_shape_and_depthwise_kernels_under_a_pa
         "head.weight",
     }
     assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers()), "no iteration was made"
+
+
+@pytest.mark.parametrize("stop_at", [None, 2])
+def test_a_checkpoint_is_the_same_while_the_average_is_shown(stop_at: int | None) -> None:
+    data = batches(8, 4)
+
+    def start() -> tuple[nn.Module, Training]:
+        model = net(norm=True)
+        return model, Training(model, Recipe(epochs=2, lr=0.05, ema=0.8), 4, seed=1)
+
+    model, training = start()
+    training.run_epoch(data, plain_step(model, Recipe()), stop=lambda: training._current.steps + 1 == stop_at)
+    expected = {name: tensor.clone() for name, tensor in training.state().items()}
+    training.show_average(True)
+    shown = {name: tensor.clone() for name, tensor in unshared(model).items()}
+    assert same(training.state(), expected)
+    assert same(unshared(model), shown), "what is shown stays"
+    assert not same(shown, {name.removeprefix("model."): t for name, t in expected.items() if "model." in name}, 1e-9)
+
+    other, resumed = start()
+    resumed.run_epoch(data, plain_step(other, Recipe()))
+    resumed.show_average(True)  # and is put aside by what is loaded
+    resumed.load_state(expected, training.epoch, training.record())
+    assert same(resumed.state(), expected)
+    assert same(unshared(other), {name: expected[f"model.{name}"] for name in unshared(other)})
+
+
+def test_an_epoch_trains_the_weights_though_the_average_is_shown() -> None:
+    results = []
+    for is_shown in (False, True):
+        model = net(norm=True)
+        training = Training(model, Recipe(epochs=2, lr=0.05, ema=0.8), 4)
+        for _ in range(2):
+            training.run_epoch(batches(8, 4), plain_step(model, Recipe()))
+            training.show_average(is_shown)
+        results.append(training.state())
+    assert same(*results)
+
+
+@pytest.mark.parametrize("place", ["loader", "sampler", "batch sampler", "sampler of batches"])
+def test_an_epoch_goes_on_with_the_images_that_are_left_whoever_draws_their_order(place: str) -> None:
+    numbers = torch.arange(20, dtype=torch.float64).view(-1, 1)
+    data = torch.utils.data.TensorDataset(numbers, torch.zeros(20, dtype=torch.int64))
+
+    class Drawn(torch.utils.data.Sampler[list[int]]):
+        def __init__(self) -> None:
+            self.generator = torch.Generator().manual_seed(5)
+
+        def __iter__(self) -> Iterator[list[int]]:
+            yield from (each.tolist() for each in torch.randperm(20, generator=self.generator).split(5))
+
+        def __len__(self) -> int:
+            return 4
+
+    own = torch.Generator().manual_seed(5)
+    sampler = torch.utils.data.RandomSampler(data, generator=own)
+    options: dict[str, Any] = {
+        "loader": {"batch_size": 5, "shuffle": True, "generator": own},
+        "sampler": {"batch_size": 5, "sampler": sampler},
+        "batch sampler": {"batch_sampler": Drawn()},
+        "sampler of batches": {"batch_sampler": torch.utils.data.BatchSampler(sampler, 5, drop_last=False)},
+    }[place]
+    loader: torch.utils.data.DataLoader[Any] = torch.utils.data.DataLoader(data, **options)
+    model = nn.Linear(1, 2).double()
+    training = Training(model, Recipe(epochs=2, lr=1e-6), len(loader))
+    plain, seen = plain_step(model, Recipe()), list[list[int]]()
+
+    def step(inputs: Tensor, *rest: Any) -> Mapping[str, float]:
+        seen.append([int(number) for number in inputs])
+        return plain(inputs, *rest)
+
+    assert training.run_epoch(loader, step, stop=lambda: len(seen) == 2) is None
+    assert training.run_epoch(loader, step) is not None
+    assert sorted(number for batch in seen for number in batch) == list(range(20))
+    first = [*seen]
+    training.run_epoch(loader, step)
+    assert seen[4:] != first, "each epoch has its own order"

@@ -5,7 +5,7 @@ python benchmarks/paper/fetch.py [FOLDER]     # ~/.cache/autoslim-data
 
 from __future__ import annotations
 
-import sys
+import argparse
 from pathlib import Path
 
 import common
@@ -27,4 +27,6 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else common.DATA)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, nargs="?", default=common.DATA, help="where they are kept")
+    main(parser.parse_args().folder)

@@ -34,6 +34,10 @@ class WeightAverage:
             for name in own.keys() - set(floats):
                 self.tensors[name].copy_(own[name])
 
+    def both(self) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
+        """The weights that are trained, and their average: whichever of them is in the model."""
+        return (self.tensors, self._own()) if self._is_shown else (self._own(), self.tensors)
+
     def show(self, is_shown: bool) -> None:
         """Put the average into the model, and its weights aside; or the other way round."""
         if is_shown == self._is_shown or not self.tensors:

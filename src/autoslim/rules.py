@@ -119,14 +119,14 @@ def _laid_out(
     rec.inherit(source, out)
     before = rec.labels(source)
     after: list[Labels | None] = [None] * out.ndim
-    loose = False
+    at: dict[int, int] = {}  # which axis lies along an axis of the result
+    loose = set[int]()  # axes of the result along which anything may lie
     sizes, new_sizes = _as_if_filled(source.shape, out.shape, is_view)
-    for dim, labels in enumerate(before):
-        if labels is None or (labels == FIXED).all():
-            continue
-        if (labels == ANY).all():
-            loose = True
-            continue
+    dims = [dim for dim, labels in enumerate(before) if labels is not None and not (labels == FIXED).all()]
+    of_any = {dim for dim in dims if np.all(before[dim] == ANY)}
+    for dim in sorted(dims, key=of_any.__contains__):  # what is known of one axis comes first
+        labels = before[dim]
+        assert labels is not None
         old, new = _viewed_together(sizes, new_sizes, dim) if is_view else (range(source.ndim), range(out.ndim))
         shape = [1] * len(old)
         shape[dim - old.start] = -1
@@ -140,19 +140,25 @@ def _laid_out(
         if found is None:
             # a single class along the whole axis: it cannot be said which axis carries it now. A lone channel of the
             # whole net stays, and has no labels in the proof either; one that is left of several may be anywhere
-            loose = loose or rec.atoms.is_settled
-            if not loose and len(labels) > 1:
+            if rec.atoms.is_settled or of_any:
+                loose.update(range(out.ndim) if rec.atoms.is_settled else new)
+            elif len(labels) > 1:
                 rec.pin_labels(labels, f"all of its channels are tied to each other by {rec.where}")
         elif after[found[0]] is None:
-            after[found[0]] = found[1]
+            at[found[0]], after[found[0]] = dim, found[1]
+        elif dim in of_any:
+            pass
         elif dim >= 2 and rec.is_weight(source):  # a kernel flattened together with the channels it applies to
             rec.pin_labels(labels)
-        else:  # two labelled axes flattened into one: neither can be told apart any more
-            rec.pin_labels(labels)
-            rec.pin_labels(after[found[0]])
-            after[found[0]] = np.full(out.shape[found[0]], FIXED)
-    if loose:
-        after = [np.full(n, ANY) if entry is None else entry for entry, n in zip(after, out.shape, strict=True)]
+        else:  # two labelled axes flattened into one, as heads and what each has: one stays, the longer may follow
+            other = at[found[0]]
+            is_longer = len(labels) > source.shape[other]
+            rec.pin_labels(before[other] if is_longer else labels)
+            if is_longer:
+                at[found[0]], after[found[0]] = dim, found[1]
+    for axis in loose:
+        if after[axis] is None:
+            after[axis] = np.full(out.shape[axis], ANY)
     rec.set(out, after)
 
 

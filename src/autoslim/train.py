@@ -69,8 +69,9 @@ class Training:
 
     `step` does forward and backward of a batch; there is one optimizer step after it, or after `recipe.accumulate` of
     them. All randomness of a step derives from (`seed`, epoch, step), and that of the data from (`seed`, epoch), so a
-    run resumed by `state`, `record` and `load_state` repeats an uninterrupted one exactly. In a process group, each
-    rank is given its own share of every batch, and all make the same step.
+    run resumed by `state`, `record` and `load_state` repeats an uninterrupted one exactly. For that a `generator` of
+    a `DataLoader` or its sampler is seeded anew for each epoch. In a process group, each rank is given its own share
+    of every batch, and all make the same step.
     """
 
     def __init__(self, model: nn.Module, recipe: Recipe, batches_per_epoch: int, *, seed: int = 0) -> None:
@@ -116,8 +117,9 @@ class Training:
         When `stop()` turns true on any rank, the step is finished, and the answer is None: the same call goes on with
         the rest of the epoch, here or after `load_state`. Raises `TrainError`, naming the batch, at a loss that is not
         a number, unless such steps are skipped: `on_skip` is told. When memory does not suffice, the `TrainError` names
-        a batch size for which it does.
+        a batch size for which it does. An average that is shown is put aside.
         """
+        self.show_average(False)
         current, accumulate = self._current, self.recipe.accumulate
         started = time.perf_counter() - current.seconds
         set_epoch = getattr(batches, "set_epoch", None)
@@ -127,7 +129,10 @@ class Training:
         own = self.model.model if isinstance(self.model, (Supernet, SwitchableNet)) else self.model
         blocks = checkpointed(own) if self.recipe.checkpointing else nullcontext()
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []), blocks:
-            torch.manual_seed(random.Random(f"{self.seed}/{self.epoch}").getrandbits(63))
+            seed = random.Random(f"{self.seed}/{self.epoch}").getrandbits(63)
+            torch.manual_seed(seed)
+            for generator in _generators(batches):
+                generator.manual_seed(seed)
             waiting = iter(batches)
             number = 0
             while True:
@@ -323,15 +328,15 @@ class Training:
             self.average.show(is_shown)
 
     def state(self) -> dict[str, Tensor]:
-        """Model, optimizer and average as plain tensors by name."""
-        tensors = {f"model.{name}": tensor for name, tensor in unshared(self.model).items()}
+        """Model, optimizer and average as plain tensors by name, the same whether the average is shown or not."""
+        weights, average = (unshared(self.model), {}) if self.average is None else self.average.both()
+        tensors = {f"model.{name}": tensor for name, tensor in weights.items()}
         for name, key, value in self._slots():
             if isinstance(value, Tensor):
                 tensors[f"optimizer.{key}.{name}"] = value
         for number, group in enumerate(self.optimizer.param_groups):  # timm counts its steps there
             tensors |= {f"group.{number}.{key}": value for key, value in group.items() if isinstance(value, Tensor)}
-        if self.average is not None:
-            tensors |= {f"ema.{name}": tensor for name, tensor in self.average.tensors.items()}
+        tensors |= {f"ema.{name}": tensor for name, tensor in average.items()}
         return tensors
 
     def record(self) -> dict[str, Any]:
@@ -377,6 +382,7 @@ class Training:
             part, _, rest = name.partition(".")
             if part in parts:
                 parts[part][rest] = tensor
+        self.show_average(False)
         load_unshared(self.model, parts["model"])
         self._load_optimizer(parts["optimizer"], parts["group"], record)
         if self.average is not None:
@@ -439,6 +445,14 @@ class Training:
             whole["param_groups"][int(number)][option] = tensor.to(self.device)
         whole["param_groups"] = [own | dict(kept) for own, kept in zip(whole["param_groups"], groups, strict=True)]
         self.optimizer.load_state_dict(whole)
+
+
+def _generators(batches: Iterable[Any]) -> list[torch.Generator]:
+    """Those that a `DataLoader` or one of its samplers draws the order from, instead of torch's global one."""
+    samplers = (getattr(batches, name, None) for name in ("sampler", "batch_sampler"))
+    owners = [batches, *samplers, getattr(getattr(batches, "batch_sampler", None), "sampler", None)]
+    found = (getattr(owner, "generator", None) for owner in owners)
+    return [each for each in found if isinstance(each, torch.Generator)]
 
 
 def _channels_last(leaf: Any) -> Any:
@@ -634,7 +648,6 @@ def _epochs(
         ) from None
     training = Training(model, recipe, count, seed=seed)
     while not training.is_done:
-        training.show_average(False)
         log = training.run_epoch(batches, step)
         assert log is not None, "nobody asks it to stop"
         training.show_average(True)

@@ -215,8 +215,12 @@ def _v2() -> Any:
 
 
 def _image_crop(share: float, size: _Size, mean: Sequence[float]) -> ImageAugment:
-    height, width = size
-    crop: ImageAugment = _v2().RandomCrop(size, padding=[int(width * share), int(height * share)])
+    def crop(image: torch.Tensor) -> torch.Tensor:
+        height, width = image.shape[-2:]  # not yet `size`, where a crop from the whole image follows
+        padding = [int(width * share), int(height * share)]
+        shifted: torch.Tensor = _v2().RandomCrop((height, width), padding=padding)(image)
+        return shifted
+
     return crop
 
 
@@ -226,15 +230,18 @@ def _image_resized_crop(least: float, size: _Size, mean: Sequence[float]) -> Ima
 
 
 def _image_jitter(strength: float, size: _Size, mean: Sequence[float]) -> ImageAugment:
-    jitter: ImageAugment = _v2().ColorJitter(strength, strength, strength)
-    return jitter
+    return _one_by_one(partial(_jitter, strength=strength))  # torchvision's takes no images of 4 channels
 
 
 def _image_lighting(value: float, size: _Size, mean: Sequence[float]) -> ImageAugment:
-    def lighting(image: torch.Tensor) -> torch.Tensor:
-        return _lighting(image[None], torch.default_generator)[0].round().to(torch.uint8)
+    return _one_by_one(_lighting)
 
-    return lighting
+
+def _one_by_one(augment: BatchAugment) -> ImageAugment:
+    def one(image: torch.Tensor) -> torch.Tensor:
+        return augment(image[None], torch.default_generator)[0].round().to(torch.uint8)
+
+    return one
 
 
 def _image_erase(probability: float, size: _Size, mean: Sequence[float]) -> ImageAugment:

@@ -35,7 +35,7 @@ class Batches:
     Order and augmentation depend on `seed` and the epoch alone, so that a resumed run repeats them; call `set_epoch`
     before each epoch. `augment` is as in `parse_augment`; with `drop_last` every batch is full. With `mix`, as in
     `parse_mix`, labels are shares (B, `num_classes`) float32. `share=(rank, size)` gives every `size`-th image of each
-    batch, for one of several processes that work on it together.
+    batch, for one of several processes that work on it together; in memory each augments by draws of its own.
 
     A set in memory is augmented batch by batch. A streamed one is read and augmented image by image in `workers`
     processes (0: in this one), each of which has up to `prefetch` batches ready; so is a set in memory if something
