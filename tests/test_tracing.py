@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import nets
 import user_nets  # noqa: F401  # registers its nets
@@ -248,3 +248,20 @@ def test_windows_of_attention_with_a_bias_per_head_are_slimmed_throughout() -> N
     subnet = extract(net.eval(), space, widths)
     with torch.no_grad():
         torch.testing.assert_close(Supernet(net, space)(x, widths), subnet(x))
+
+
+@pytest.mark.parametrize("size", [8, 16, 32])
+def test_a_group_that_runs_at_every_other_width_only_is_frozen(size: int) -> None:
+    class Halves(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.last = nn.Conv2d(3, size, 3), nn.Conv2d(size // 2, 6, 1), nn.Conv2d(6, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.a(x)
+            half = x.shape[1] // 4 * 2
+            return self.last(self.b(x[:, :half] * x[:, half:].sigmoid()).relu())
+
+    space = trace(Halves(), torch.zeros(1, 3, 8, 8))
+    assert list(space.groups) == ["b"]
+    assert "does not run when it is cut" in reasons(space)["a"]

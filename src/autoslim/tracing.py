@@ -960,7 +960,9 @@ def _least(
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if failure(full.replaced(name, choices[middle])) else (low, middle)
-    return choices[high]
+    # `c // 4 * 2` is half of every other width only
+    has_gaps = high + 1 < len(choices) - 1 and failure(full.replaced(name, choices[high + 1]))
+    return None if has_gaps else choices[high]
 
 
 def _guilty(
