@@ -91,7 +91,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         model.eval()
         yield
     finally:
-        model.train(modes[model])  # of a supernet the model too, which is none of its modules
+        model.train(modes[model])  # by its own method, which may do more than that
         for module, mode in modes.items():
             module.training = mode
 

@@ -35,7 +35,7 @@ class Lender:
 
 def cloned(value: Any) -> Any:
     """The same with a copy of each tensor in it."""
-    return with_tensors(value, lambda tensor: tensor.clone())
+    return with_tensors(value, Tensor.clone)
 
 
 def with_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:

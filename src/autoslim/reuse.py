@@ -458,7 +458,7 @@ class _Comparing(_InOrder):  # type: ignore[no-untyped-call]
             result = func(*args, **kwargs)
             self._enliven(index, func, result)
             differs = differs or not self._is_slice(index, tree_leaves(result))
-            differs = differs or self._sums_up(index, func, (args, kwargs), result)
+            differs = differs or (not func.is_view and self._sums_up(index, reads, tree_leaves(result)))
         leaves = tree_leaves(result)
         if self.first is not None:
             if differs:
@@ -532,17 +532,21 @@ class _Comparing(_InOrder):  # type: ignore[no-untyped-call]
                     numbers = numbers.unsqueeze(-1) + cut(draw, (axis,), self.widths)
                 leaf.copy_(torch.where(is_off, _SMALL * (1 + numbers), leaf))
 
-    def _sums_up(self, index: int, func: Any, args: Any, result: Any) -> bool:
+    def _sums_up(self, index: int, reads: Sequence[Any], leaves: Sequence[Any]) -> bool:
         """Does it read something that was cut, and give nothing that was? It may depend on all of what it reads.
 
         The largest of all channels is hardly ever one that was taken away.
         """
-        if self.first is None or func.is_view:
+        if self.first is None:
             return False
-        was = [shape for shape in self.first.reads[index] if isinstance(shape, torch.Size)]
-        now = [leaf.shape for leaf in tree_leaves(args) if isinstance(leaf, Tensor)]
-        before = [leaf.shape for leaf in tree_leaves(self.first.results[index]) if isinstance(leaf, Tensor)]
-        return was != now and before == [leaf.shape for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        was, now = (
+            [each for each in some if isinstance(each, torch.Size)] for some in (self.first.reads[index], reads)
+        )
+        gave, gives = (
+            [leaf.shape for leaf in some if isinstance(leaf, Tensor)]
+            for some in (tree_leaves(self.first.results[index]), leaves)
+        )
+        return was != now and gave == gives
 
     def _is_slice(self, index: int, leaves: Sequence[Any]) -> bool:
         """Are the results those of the first pass without the channels taken away?"""

@@ -218,11 +218,7 @@ def backward_in_turn(
         backward(value)
         losses[name] = value.detach()
         if distill and lesson is targets:
-            teach, lesson = imitate, _detached(output)
+            teach, lesson = imitate, with_tensors(output, Tensor.detach)
         del output, value  # nothing of a net is kept while the next one runs,
         torch.clear_autocast_cache()  # nor its weights in lower precision, which narrower nets cannot use
     return {name: float(value) for name, value in losses.items()}  # last: on a GPU each number waits for all before it
-
-
-def _detached(output: Any) -> Any:
-    return with_tensors(output, lambda tensor: tensor.detach())
